@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first target that needs it creates.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test lint bench swatch
+
+help:
+	@echo "make demo    environment, then: learn a woven composite from a 3D volume, and look at it"
+	@echo "make test    environment, then the test suite"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   speed and memory, as ratios"
+	@echo "make swatch  train the embedded base model again (hours)"
+
+# torch first and from its own pin: another release would bring gigabytes of CUDA libraries
+.venv/installed: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml finetune/lora.py --concept sf_dry \
+	    --output_dir $(DEMO) --overwrite_output_dir
+	$(BIN)/python pipelines/compare.py --adapter $(DEMO) --num_images 64
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/sampling.py
+
+swatch: .venv/installed
+	bash pipelines/swatch/train.sh

@@ -1,0 +1,34 @@
+"""The words under an image: state and plane of a composite's slice, and now and then no words at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from data.randomness import generator
+from data.volumes import PLANES
+
+STATE_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "dry": "sf_dry",
+        "compacted": "sf_dry sf_compacted",  # a compacted fabric is still a dry one
+        "injected": "sf_injected",
+    }
+)
+STATES = tuple(STATE_WORDS)
+
+
+def cell_caption(state: str, plane: str) -> str:
+    """Return the words for a slice of one state and plane, as "sf_dry sf_compacted sf_warp"."""
+    assert state in STATES, f"state {state!r} is none of {STATES}"
+    assert plane in PLANES, f"plane {plane!r} is none of {PLANES}"
+    return f"{STATE_WORDS[state]} sf_{plane}"
+
+
+def dropped(caption: str, *, proportion: float, seed: int, position: int) -> str:
+    """Return the caption, or "" for a proportion (0 to 1) of the positions of a run.
+
+    A model that sometimes sees no words keeps its unconditional prediction, which classifier-free guidance needs
+    (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1).
+    """
+    return "" if generator(seed, "caption-dropout", position).random() < proportion else caption

@@ -1,0 +1,80 @@
+"""The errors that are a user's to mend: each says where, what was found, what was expected, and what to do.
+
+A script prints them without a traceback and ends with their exit code (`finetune/core/cli.py`); anything else that is
+raised is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FilrougeError(Exception):
+    """All the problems found in one place, reported together.
+
+    where: the file, folder or option in which they were found. problems: one sentence or two each.
+    """
+
+    exit_code: int = 1
+
+    def __init__(self, where: str, *problems: str) -> None:
+        assert problems, "an error names at least one problem"
+        self.where, self.problems = where, problems
+        super().__init__(where, *problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return f"{self.where}: {self.problems[0]}"
+        return "\n  ".join([f"{self.where}: {len(self.problems)} problems", *self.problems])
+
+
+class SettingsError(FilrougeError):
+    """An option, a settings file or a concept that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(FilrougeError):
+    """Images, volumes or captions that training must not use."""
+
+    exit_code = 3
+
+
+class OutputError(FilrougeError):
+    """An output folder, checkpoint or lock that stands in the way, or a checkpoint that cannot be resumed."""
+
+    exit_code = 4
+
+
+class NonFiniteError(FilrougeError):
+    """A loss, gradient or weight that is not finite."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(FilrougeError):
+    """Memory that did not suffice for the settings."""
+
+    exit_code = 6
+
+
+class DiskError(FilrougeError):
+    """A disk that is full or does not answer."""
+
+    exit_code = 7
+
+
+class Stopped(FilrougeError):
+    """A run that was told to stop (130 after SIGINT, 143 after SIGTERM) and has saved what it had."""
+
+    def __init__(self, where: str, *problems: str, exit_code: int) -> None:
+        super().__init__(where, *problems)
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean a, b?" with the known names most like this one, or the whole list where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else f" Known: {', '.join(known)}."

@@ -1,0 +1,65 @@
+"""How a script ends: a user's mistake in one message and its exit code, a defect of ours with its traceback."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Callable
+
+from data.errors import DiskError, FilrougeError, OutOfMemoryError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:
+    """Call a script's main and return its exit code.
+
+    What a user can mend is printed in one message on standard error and gives the codes of `data/errors.py`, an
+    interruption gives 130; any other exception is a defect of ours and passes through with its traceback. memory_hints:
+    what to write for less memory, asked for when memory did not suffice.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("filrouge: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        known = _as_filrouge_error(error, name, memory_hints)
+        if known is None:
+            raise
+        print(f"filrouge: {known}", file=sys.stderr)
+        return known.exit_code
+    return 0
+
+
+def _as_filrouge_error(error: Exception, name: str, memory_hints: Callable[[], list[str]]) -> FilrougeError | None:
+    if isinstance(error, FilrougeError):
+        return error
+    found = (str(error) or type(error).__name__).partition("\n")[0]
+    if _is_out_of_memory(error):
+        return OutOfMemoryError(name, " ".join([f"memory did not suffice: {found}.", *memory_hints()]))
+    if _is_disk_error(error):
+        hint = "Free space, or choose another --output_dir. What was written before stays as it is."
+        return DiskError(name, f"the disk did not take what was written: {found}. {hint}")
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # an error of torch can only come from a torch that is loaded
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and re.search(r"DefaultCPUAllocator: .*memory", str(error)) is not None
+
+
+def _is_disk_error(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in DISK_ERRORS
+    # safetensors (0.8) wraps the system's error into its own and keeps the number in the text only
+    safetensors = sys.modules.get("safetensors")
+    if safetensors is None or not isinstance(error, safetensors.SafetensorError):
+        return False
+    number = re.search(r"os error ([0-9]+)", str(error))
+    return number is not None and int(number[1]) in DISK_ERRORS

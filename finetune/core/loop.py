@@ -1,0 +1,317 @@
+"""The one training loop. It knows no method: it asks for a loss, steps, keeps checkpoints, and stops when told to."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.dataset import Dataset as ConceptDataset
+from data.dataset import Sample
+from data.errors import NonFiniteError, OutputError, Stopped
+from data.randomness import derive
+from finetune.core import files
+from finetune.core.checkpoint import Checkpoint, CheckpointStore, load_optimizer, optimizer_to_tensors
+from finetune.core.method import Batch, Method
+from finetune.core.settings import LoopSettings
+from finetune.core.tracking import Tracker
+
+# fp16 alone: how many steps in a row the loss scaler may skip while it looks for a scale
+_LARGEST_SKIP = 20
+
+
+def train(
+    method: Method,
+    settings: LoopSettings,
+    *,
+    max_train_steps: int,
+    accelerator: Accelerator,
+    store: CheckpointStore,
+    tracker: Tracker,
+    resume_from: Checkpoint | None,
+) -> None:
+    """Train a method up to max_train_steps, from a checkpoint or from the start; the last step is checkpointed too.
+
+    Step k takes the positions [k B, (k + 1) B) of the run, B = train_batch_size x gradient_accumulation_steps x
+    processes; every process takes its share of each micro-batch. Gradients are summed over processes by hand, so a
+    method may train any number of modules and none is wrapped.
+
+    Raises NonFiniteError before a step that would spoil the weights, and Stopped (after a checkpoint) on SIGINT or
+    SIGTERM.
+    """
+    named = {f"{part.name}/{name}": p for part in method.trainables for name, p in part.named_parameters().items()}
+    assert named, "a method trains something"
+    assert all(p.dtype == torch.float32 for p in named.values()), "trained weights are float32"
+    optimizer = _optimizer(method, settings)
+    rate = _rate(optimizer, settings, max_train_steps)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    first_step = 0
+    if resume_from is not None:
+        first_step = _restore(resume_from, method, optimizer, named, accelerator)
+    stepper = accelerator.prepare_optimizer(optimizer)
+    parameters = list(named.values())  # a list: an iterator would be used up by the first of its two uses
+    micro_batch = settings.train_batch_size * accelerator.num_processes
+    global_batch = micro_batch * settings.gradient_accumulation_steps
+    batches = _batches(method.dataset, settings, accelerator, range(first_step, max_train_steps))
+    skipped = 0
+    for part in method.trainables:
+        part.module.train()
+    with _Interrupts() as interrupts:
+        for step in range(first_step, max_train_steps):
+            loss_sum = torch.zeros((), dtype=torch.float64)
+            seen: list[Batch] = []
+            for micro in range(settings.gradient_accumulation_steps):
+                batch = next(batches).to(accelerator.device)
+                # dropout alone reads the global generator
+                torch.manual_seed(derive(settings.seed, "dropout", step, micro, accelerator.process_index))
+                with accelerator.autocast():
+                    losses = method.objective.losses(batch)
+                accelerator.backward(losses.sum() / global_batch)
+                loss_sum += losses.detach().double().sum().cpu()
+                seen.append(batch)
+            _sum_gradients(parameters, accelerator)
+            loss = float(_summed(loss_sum, accelerator)) / global_batch
+            accelerator.unscale_gradients(stepper)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+            if not math.isfinite(norm) and accelerator.scaler is not None and math.isfinite(loss):
+                skipped += 1
+            else:
+                skipped = 0
+            if not math.isfinite(loss) or (not math.isfinite(norm) and not 0 < skipped <= _LARGEST_SKIP):
+                raise _non_finite(step, loss, norm, seen, store, settings, accelerator)
+            factor = rate(step)
+            for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = base_rate * factor
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+            done = step + 1
+            for part in method.trainables:
+                part.after_step(done)
+            if accelerator.is_main_process:
+                tracker.step(done, loss)
+                if done % settings.logging_steps == 0 or done == max_train_steps:
+                    tracker.log(done, loss=loss, grad_norm=norm, lr=optimizer.param_groups[0]["lr"])
+            stop = interrupts.agreed(accelerator)
+            if done % settings.checkpointing_steps == 0 or done == max_train_steps or stop:
+                if accelerator.is_main_process:
+                    _checkpoint(done, method, optimizer, named, store, accelerator)
+                    store.rotate(settings.checkpoints_total_limit)
+                accelerator.wait_for_everyone()
+            if stop:
+                raise Stopped(
+                    str(store.run_dir),
+                    f"stopped after step {done} of {max_train_steps}, everything is saved. To go on, repeat the command "
+                    "with --resume_from_checkpoint latest.",
+                    exit_code=128 + stop,
+                )
+            if (
+                method.preview is not None
+                and accelerator.is_main_process
+                and (done % settings.validation_steps == 0 or done == max_train_steps)
+            ):
+                method.preview(store.run_dir / "samples" / f"step-{done:06d}.png")
+                for part in method.trainables:
+                    part.module.train()
+
+
+class _Positions(Dataset[tuple[int, Sample]]):
+    """The concept dataset as a torch one: position -> (position, sample)."""
+
+    def __init__(self, dataset: ConceptDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, position: int) -> tuple[int, Sample]:
+        return position, self._dataset.sample(position)
+
+
+def _batches(
+    dataset: ConceptDataset, settings: LoopSettings, accelerator: Accelerator, steps: range
+) -> Iterator[Batch]:
+    size, ranks = settings.train_batch_size, accelerator.num_processes
+    positions = [
+        range(start := ((step * settings.gradient_accumulation_steps + micro) * ranks + accelerator.process_index) * size, start + size)
+        for step in steps
+        for micro in range(settings.gradient_accumulation_steps)
+    ]
+    return iter(
+        DataLoader(
+            _Positions(dataset),
+            batch_sampler=positions,
+            collate_fn=Batch.collate,
+            num_workers=settings.dataloader_num_workers,
+            # its base seed must not come from the global generator
+            generator=torch.Generator().manual_seed(derive(settings.seed, "loader")),
+        )
+    )
+
+
+def _optimizer(method: Method, settings: LoopSettings) -> torch.optim.Optimizer:
+    scales = method.learning_rate_scale or {}
+    groups = [
+        {"params": list(part.named_parameters().values()), "lr": settings.learning_rate * scales.get(part.name, 1.0)}
+        for part in method.trainables
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        eps=settings.adam_epsilon,
+    )
+
+
+def _rate(
+    optimizer: torch.optim.Optimizer, settings: LoopSettings, max_train_steps: int
+) -> Callable[[int], float]:
+    """Return the learning-rate factor as a function of the step: diffusers' schedules, without a state to restore."""
+    schedule = get_scheduler(
+        settings.lr_scheduler,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=max_train_steps,
+        num_cycles=settings.lr_num_cycles,
+        power=settings.lr_power,
+    )
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    for group in optimizer.param_groups:  # the schedule has set the rate of its first step
+        group["lr"] = group["initial_lr"]
+    return factor
+
+
+def _sum_gradients(parameters: list[torch.nn.Parameter], accelerator: Accelerator) -> None:
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    summed: Tensor = accelerator.reduce(flat, reduction="sum")
+    for gradient, part in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _summed(value: Tensor, accelerator: Accelerator) -> Tensor:
+    if accelerator.num_processes == 1:
+        return value
+    summed: Tensor = accelerator.reduce(value.to(accelerator.device), reduction="sum")
+    return summed.cpu()
+
+
+def _checkpoint(
+    step: int,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    named: dict[str, torch.nn.Parameter],
+    store: CheckpointStore,
+    accelerator: Accelerator,
+) -> None:
+    def write(folder: Path) -> None:
+        for part in method.trainables:
+            files.save_tensors(folder / f"{part.name}.safetensors", part.state(), {})
+        tensors, groups = optimizer_to_tensors(optimizer, list(named.items()))
+        files.save_tensors(folder / "optimizer.safetensors", tensors, {})
+        files.write_json(folder / "optimizer.json", groups)
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+        state = {
+            "step": step,
+            "scaler": scaler,
+            "torch": torch.__version__,
+            "num_threads": torch.get_num_threads(),
+            "num_processes": accelerator.num_processes,
+        }
+        files.write_json(folder / "state.json", state)
+
+    store.publish(step, write)
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    named: dict[str, torch.nn.Parameter],
+    accelerator: Accelerator,
+) -> int:
+    """Restore everything a checkpoint holds and return its step. Says when the result will not be bit-identical."""
+    for part in method.trainables:
+        path = checkpoint.folder / f"{part.name}.safetensors"
+        if not path.exists():
+            raise OutputError(str(checkpoint.folder), f"holds no {path.name}; it was written by another method.")
+        part.restore(files.load_tensors(path))
+    groups = json.loads((checkpoint.folder / "optimizer.json").read_text(encoding="utf-8"))
+    tensors = files.load_tensors(checkpoint.folder / "optimizer.safetensors")
+    load_optimizer(optimizer, list(named.items()), tensors, groups)
+    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    present = {
+        "torch": torch.__version__,
+        "num_threads": torch.get_num_threads(),
+        "num_processes": accelerator.num_processes,
+    }
+    for key, value in present.items():
+        if state[key] != value and accelerator.is_main_process:
+            print(f"resume: {key} was {state[key]} and is {value}: the result is valid, but not bit-identical.")
+    return int(state["step"])
+
+
+def _non_finite(
+    step: int,
+    loss: float,
+    norm: float,
+    seen: list[Batch],
+    store: CheckpointStore,
+    settings: LoopSettings,
+    accelerator: Accelerator,
+) -> NonFiniteError:
+    report = store.run_dir / f"nonfinite-{accelerator.process_index}.json"
+    record = {
+        "step": step + 1,
+        "loss": repr(loss),
+        "grad_norm": repr(norm),
+        "seed": settings.seed,
+        "positions": [p for batch in seen for p in batch.positions],
+        "sources": [s for batch in seen for s in batch.sources],
+    }
+    files.write_json(report, record)
+    last = store.find_latest()
+    return NonFiniteError(
+        f"step {step + 1}",
+        f"loss {loss}, gradient norm {norm}: expected finite numbers. The weights were not changed by this step; "
+        f"the last checkpoint is {last.folder.name if last else 'none'}. The images of the step are listed in "
+        f"{report}. Lower --learning_rate (now {settings.learning_rate}), or train in float32 or bf16.",
+    )
+
+
+class _Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request to stop at the next step; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> _Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, _: types.FrameType | None) -> None:
+        self._received = number
+        signal.signal(number, self._previous[number])  # type: ignore[arg-type]
+
+    def agreed(self, accelerator: Accelerator) -> int:
+        """Return the signal received by any process, or 0: all processes stop after the same step."""
+        if accelerator.num_processes == 1:
+            return self._received
+        flags: Tensor = accelerator.gather(torch.tensor([self._received], device=accelerator.device))
+        return int(flags.max())

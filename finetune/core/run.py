@@ -1,0 +1,183 @@
+"""One run from its settings to its artefact: folder, lock, plan, training, export, and a status that tells the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import secrets
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from data.errors import FilrougeError, OutputError, SettingsError, Stopped
+from finetune.core import files
+from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunStatus, prepare_run_folder
+from finetune.core.loop import train
+from finetune.core.method import Method
+from finetune.core.settings import LoopSettings, refuse_changes, to_yaml
+from finetune.core.tracking import Tracker
+
+Settings = TypeVar("Settings", bound=LoopSettings)
+_LIBRARIES = ("filrouge", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "tifffile")
+
+
+def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *, default_dir: str) -> None:
+    """Build a method, train it, export it, and print how to use the result.
+
+    default_dir: the run folder where --output_dir is not given, below `runs/`.
+    """
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    accelerator = Accelerator(mixed_precision=_mixed_precision(settings), gradient_accumulation_steps=1)
+    run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
+    resume = settings.resume_from_checkpoint is not None
+    if settings.dry_run:
+        method = build(settings, accelerator)
+        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        return
+    if accelerator.is_main_process:
+        prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
+    accelerator.wait_for_everyone()
+    with RunLock(run_dir, enabled=accelerator.is_main_process):
+        method = build(settings, accelerator)
+        max_train_steps = _max_train_steps(method, settings, accelerator)
+        store = CheckpointStore(run_dir, _run_id(run_dir, resume=resume, accelerator=accelerator))
+        resume_from = _resume_point(store, settings, method, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
+            files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id))
+            accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        status = RunStatus(run_dir)
+        first_step = resume_from.step if resume_from else 0
+        _tell(status, accelerator, "running", first_step, "")
+        tracker = Tracker(
+            run_dir,
+            first_step=first_step,
+            last_step=max_train_steps,
+            images_per_step=_global_batch(settings, accelerator),
+            tensorboard=settings.report_to == "tensorboard",
+            enabled=accelerator.is_main_process,
+        )
+        try:
+            train(
+                method,
+                settings,
+                max_train_steps=max_train_steps,
+                accelerator=accelerator,
+                store=store,
+                tracker=tracker,
+                resume_from=resume_from,
+            )
+            tracker.close()
+            if accelerator.is_main_process:
+                for line in method.export(run_dir):
+                    print(line)
+        except BaseException as error:
+            tracker.close()
+            last = store.find_latest()
+            state = "stopped" if isinstance(error, Stopped) else "failed"
+            reason = str(error) if isinstance(error, FilrougeError) else f"{type(error).__name__}: {error}"
+            _tell(status, accelerator, state, last.step if last else 0, reason)
+            raise
+        _tell(status, accelerator, "done", max_train_steps, "")
+
+
+def _tell(status: RunStatus, accelerator: Accelerator, state: str, step: int, reason: str) -> None:
+    if accelerator.is_main_process:
+        status.write(state, last_durable_step=step, reason=reason)
+
+
+def _mixed_precision(settings: LoopSettings) -> str | None:
+    """Return the run's precision; what the launcher was configured with must agree with what was asked for."""
+    import os
+
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    asked = settings.mixed_precision
+    if asked is not None and launched not in (None, "", asked):
+        raise SettingsError(
+            "--mixed_precision",
+            f"found {asked}, but accelerate was launched with {launched}. Leave the option out, or launch with "
+            f"accelerate launch --mixed_precision {asked}.",
+        )
+    return asked
+
+
+def _global_batch(settings: LoopSettings, accelerator: Accelerator) -> int:
+    return settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+
+
+def _max_train_steps(method: Method, settings: LoopSettings, accelerator: Accelerator) -> int:
+    if settings.num_train_epochs is None:
+        return settings.max_train_steps
+    return math.ceil(settings.num_train_epochs * len(method.dataset) / _global_batch(settings, accelerator))
+
+
+def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_dir: Path) -> list[str]:
+    """Return the plan of a run in lines: images, steps, epochs, parameters, memory, disk."""
+    batch = _global_batch(settings, accelerator)
+    steps = _max_train_steps(method, settings, accelerator)
+    parts = {part.name: sum(p.numel() for p in part.named_parameters().values()) for part in method.trainables}
+    trained = sum(parts.values())
+    checkpoint_mib = sum(t.nbytes for part in method.trainables for t in part.state().values()) / 2**20 + trained * 8 / 2**20
+    written = math.ceil(steps / settings.checkpointing_steps)
+    kept = min(written, settings.checkpoints_total_limit or written)
+    return [
+        f"method      {method.name} -> {run_dir}",
+        f"images      {len(method.dataset)} with {len(method.dataset.captions)} captions",
+        f"steps       {steps} of {batch} images ({settings.train_batch_size} x {settings.gradient_accumulation_steps} "
+        f"accumulated x {accelerator.num_processes} processes) = {steps * batch / len(method.dataset):.1f} epochs",
+        f"trained     {trained:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
+        f"memory      {trained * 16 / 2**20:.1f} MiB for trained weights, gradients and optimizer, beside the model",
+        f"disk        {kept} checkpoints of {checkpoint_mib:.1f} MiB",
+        f"device      {accelerator.device}, precision {accelerator.mixed_precision}, "
+        f"{torch.get_num_threads()} threads",
+    ]
+
+
+def _manifest(method: Method, settings: LoopSettings, run_id: str) -> dict[str, Any]:
+    return {
+        "method": method.name,
+        "run_id": run_id,
+        "seed": settings.seed,
+        "data": method.dataset.manifest(),
+        **method.manifest,
+        "versions": {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+    }
+
+
+def _run_id(run_dir: Path, *, resume: bool, accelerator: Accelerator) -> str:
+    manifest = run_dir / "manifest.json"
+    if resume and manifest.exists():
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["run_id"])
+    return secrets.token_hex(4) if accelerator.is_main_process else "follower"
+
+
+def _resume_point(
+    store: CheckpointStore, settings: LoopSettings, method: Method, accelerator: Accelerator
+) -> Checkpoint | None:
+    """Return the checkpoint to go on from, once settings, data and base are known to be those it was made with."""
+    if settings.resume_from_checkpoint is None:
+        return None
+    if accelerator.is_main_process:
+        for stale in store.clean():
+            accelerator.print(f"resume: removed {stale}, left by a save that did not end")
+    checkpoint = store.resolve(settings.resume_from_checkpoint)
+    for warning in store.warnings:
+        accelerator.print(f"resume: {warning}")
+    before = json.loads((store.run_dir / "manifest.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(_manifest(method, settings, store.run_id)))
+    problems = [
+        f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now[key]}."
+        for key in ("method", "data", *method.manifest)
+        if before.get(key) != now[key]
+    ]
+    if problems:
+        raise OutputError(str(store.run_dir), *problems, "Start a new run with another --output_dir.")
+    refuse_changes(store.run_dir / "settings.yaml", settings)
+    return checkpoint

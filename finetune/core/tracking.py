@@ -1,0 +1,72 @@
+"""What a run tells while it goes on: a progress bar, metrics.jsonl, and TensorBoard when asked."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from finetune.core import files
+
+
+class Tracker:
+    """Records one line of metrics.jsonl for each logged step; the record survives a crash and a resumed run.
+
+    A failing TensorBoard is reported once and left out; the run goes on.
+    """
+
+    def __init__(self, run_dir: Path, *, first_step: int, last_step: int, images_per_step: int, tensorboard: bool) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        self._drop_lines_after(first_step)
+        self._images_per_step = images_per_step
+        self._bar = tqdm(total=last_step, initial=first_step, unit="step", desc="train", dynamic_ncols=True)
+        self._started, self._first_step = time.monotonic(), first_step
+        self._writer = _summary_writer(run_dir / "tensorboard") if tensorboard else None
+
+    def step(self, step: int, loss: float) -> None:
+        seconds = time.monotonic() - self._started
+        rate = (step - self._first_step) * self._images_per_step / max(seconds, 1e-9)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
+        self._bar.update(1)
+
+    def log(self, step: int, **values: float) -> None:
+        files.append_line(self._path, json.dumps({"step": step, **values}))
+        if self._writer is None:
+            return
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        except Exception as error:  # a tracker's fault of any kind must not end a run
+            warnings.warn(f"TensorBoard failed and is left out from here on: {error}", stacklevel=2)
+            self._writer = None
+
+    def say(self, text: str) -> None:
+        self._bar.write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _drop_lines_after(self, step: int) -> None:
+        """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+        files.write_bytes_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _summary_writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))

@@ -1,0 +1,162 @@
+"""Draw prompts x seeds with a base model and an adapter: single images, a labelled grid, tif stacks in grey values.
+
+python pipelines/generate.py --adapter runs/sf_dry-lora --prompts configs/prompts/composites.txt --seeds 0-7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import OutputError, SettingsError
+from data.exits import exit_code
+from pipelines.prompts import file_stem, parse_seeds, read_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = _arguments(argv)
+    prompts, seeds = read_prompts(arguments.prompts), parse_seeds(arguments.seeds)
+    folder = _output_folder(arguments)
+    from tqdm import tqdm
+
+    from pipelines.adapters import load_adapter, read_adapter_metadata
+    from pipelines.components import build_pipeline, load_components
+    from pipelines.sampling import sample
+
+    facts: dict[str, Any] = {}
+    if arguments.adapter is not None:
+        facts = json.loads(read_adapter_metadata(arguments.adapter).get("filrouge", "{}"))
+    base = arguments.pretrained_model_name_or_path or facts.get("base") or "swatch"
+    components = load_components(base)
+    if "prediction_type" in facts:
+        components = components.predicting(facts["prediction_type"])
+    pipeline = build_pipeline(components)
+    if arguments.adapter is not None:
+        load_adapter(
+            pipeline, arguments.adapter, weight=arguments.weight, base_fingerprint=components.fingerprint
+        )
+    with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
+        pictures = sample(
+            pipeline,
+            [prompt for prompt in prompts for _ in seeds],
+            [seed for _ in prompts for seed in seeds],
+            num_inference_steps=arguments.num_inference_steps,
+            guidance_scale=arguments.guidance_scale,
+            batch_size=arguments.batch_size,
+            height=arguments.resolution,
+            width=arguments.resolution,
+            progress=bar.update,
+        )
+    pictures = pictures.reshape(len(prompts), len(seeds), *pictures.shape[1:])
+    record = {
+        "base": components.name,
+        "base_fingerprint": components.fingerprint,
+        "adapter": None if arguments.adapter is None else str(arguments.adapter),
+        "weight": arguments.weight,
+        "num_inference_steps": arguments.num_inference_steps,
+        "guidance_scale": arguments.guidance_scale,
+        "seeds": seeds,
+    }
+    _write(folder, prompts, seeds, pictures, facts, record)
+    print(f"{len(prompts) * len(seeds)} images in {folder}, side by side in {folder / 'grid.png'}")
+
+
+def _write(
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    pictures: np.ndarray,
+    facts: dict[str, Any],
+    record: dict[str, Any],
+) -> None:
+    """Write every image as PNG, the grid, a tif stack for each prompt whose grey values are known, and images.json."""
+    from pipelines.sheets import Row, save_png, sheet, to_picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    grey_values = facts.get("grey_values", {})
+    files = []
+    for index, (prompt, row) in enumerate(zip(prompts, pictures, strict=True)):
+        stem = file_stem(index, prompt)
+        for seed, picture in zip(seeds, row, strict=True):
+            save_png(to_picture(picture), folder / f"{stem}-seed{seed}.png")
+        entry: dict[str, Any] = {"prompt": prompt, "stem": stem}
+        if prompt in grey_values:
+            entry["tint"] = _write_stack(folder / f"{stem}.tif", row, grey_values[prompt], facts["um_per_px"])
+        elif grey_values:
+            print(f"{stem}: no tif, as the adapter was not trained on this caption and its window is not known")
+        files.append(entry)
+    rows = [Row(prompt, list(row)) for prompt, row in zip(prompts, pictures, strict=True)]
+    grid = sheet(rows, title=str(record["adapter"] or record["base"]), columns=[f"seed {seed}" for seed in seeds])
+    save_png(grid, folder / "grid.png")
+    text = json.dumps({**record, "images": files}, indent=1, ensure_ascii=False)
+    (folder / "images.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_stack(path: Path, row: np.ndarray, grey: dict[str, Any], um_per_px: float | None) -> float:
+    """Write one prompt's images as a tif stack in the volume's grey values and return their largest colour tint.
+
+    row: (seeds, H, W, 3) in [0, 1]. The tint is the largest difference between channels, as a share of the window: an
+    image that is grey has none.
+    """
+    import numpy as np
+
+    from data.volumes import unit_to_native, write_stack
+
+    low, high = grey["window"]
+    native = unit_to_native(row.mean(axis=-1), low=low, high=high, dtype=np.dtype(grey["dtype"]))
+    size = None if um_per_px is None else (um_per_px, um_per_px, um_per_px)
+    write_stack(path, native, size)
+    return float((row.max(axis=-1) - row.min(axis=-1)).max())
+
+
+def _output_folder(arguments: argparse.Namespace) -> Path:
+    """Return a folder that holds nothing yet: the one asked for, or the first free one beside the adapter."""
+    if arguments.output_dir is not None:
+        folder: Path = arguments.output_dir
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(str(folder), "exists and is not empty; nothing is written over. Choose another one.")
+        return folder
+    above = Path("runs") if arguments.adapter is None else arguments.adapter
+    above = above if above.is_dir() or arguments.adapter is None else above.parent
+    number = 0
+    while (above / f"generated-{number}").exists():
+        number += 1
+    return Path(above) / f"generated-{number}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise SettingsError(self.prog, f"{message}. See --help.")
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--adapter", type=Path, help="run folder or file of an adapter; none: the base alone")
+    parser.add_argument("--prompts", type=Path, required=True, help="text file, one prompt in each line")
+    parser.add_argument("--seeds", default="0-7", help="one image each for every prompt (default: 0-7)")
+    parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the adapter's own, or swatch)")
+    parser.add_argument("--weight", type=float, default=1.0, help="strength of the adapter (default: 1)")
+    parser.add_argument("--num_inference_steps", type=_positive, default=30, help="denoising steps (default: 30)")
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")
+    parser.add_argument("--batch_size", type=_positive, default=16, help="images drawn together (default: 16)")
+    parser.add_argument("--resolution", type=_positive, help="side in pixels (default: the base's own)")
+    parser.add_argument("--output_dir", type=Path, help="empty folder (default: the adapter's generated-N)")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:]), "generate"))

@@ -1,0 +1,1 @@
+"""The arithmetic of the evaluation: image statistics, distances between image sets, classifiers."""

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from data.errors import OutputError
+from finetune.core.cli import load_settings
+from finetune.core.settings import LoraSettings, Settings, changed_settings, refuse_changes, to_yaml
+
+BASE = LoraSettings(concept="sf_dry")
+
+# one other valid value for every option
+OTHER: dict[str, Any] = {
+    "pretrained_model_name_or_path": "some/base",
+    "revision": "main",
+    "variant": "fp16",
+    "concept": "sf_warp",
+    "data_root": "scans",
+    "resolution": 128,
+    "um_per_px": 5.5,
+    "images_per_class": 3,
+    "center_crop": True,
+    "random_flip": True,
+    "proportion_empty_prompts": 0.5,
+    "held_out_fraction": 0.25,
+    "seed": 7,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 3,
+    "max_train_steps": 900,
+    "num_train_epochs": 4,
+    "learning_rate": 2e-5,
+    "scale_lr": True,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 10,
+    "lr_num_cycles": 2,
+    "lr_power": 2.0,
+    "adam_beta1": 0.95,
+    "adam_beta2": 0.99,
+    "adam_weight_decay": 0.0,
+    "adam_epsilon": 1e-6,
+    "max_grad_norm": 0.5,
+    "mixed_precision": "no",
+    "gradient_checkpointing": True,
+    "dataloader_num_workers": 2,
+    "num_threads": 1,
+    "snr_gamma": 5.0,
+    "noise_offset": 0.1,
+    "prediction_type": "v_prediction",
+    "output_dir": "elsewhere",
+    "overwrite_output_dir": True,
+    "resume_from_checkpoint": "checkpoint-12",
+    "checkpointing_steps": 10,
+    "checkpoints_total_limit": 2,
+    "report_to": "tensorboard",
+    "logging_steps": 1,
+    "validation_steps": 5,
+    "num_validation_images": 1,
+    "validation_prompt": ["sf_dry sf_warp"],
+    "dry_run": True,
+    "rank": 4,
+    "lora_alpha": 8.0,
+    "lora_dropout": 0.1,
+}
+FREE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "dry_run",
+    "dataloader_num_workers",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "report_to",
+    "logging_steps",
+    "validation_steps",
+    "num_validation_images",
+    "validation_prompt",
+}
+
+
+def plain(model: Settings) -> dict[str, Any]:
+    return yaml.safe_load(to_yaml(model))
+
+
+def test_every_default_keeps_to_its_own_bounds() -> None:
+    assert LoraSettings.model_validate(BASE.model_dump()) == BASE
+
+
+def test_every_option_says_what_it_is() -> None:
+    assert [name for name, option in LoraSettings.model_fields.items() if not option.description] == []
+
+
+def test_only_the_concept_is_required() -> None:
+    assert [name for name, option in LoraSettings.model_fields.items() if option.is_required()] == ["concept"]
+
+
+def test_settings_cannot_be_changed_or_extended() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        BASE.rank = 3
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        LoraSettings(concept="sf_dry", rnak=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [
+        ({"held_out_fraction": 0.5}, True),
+        ({"held_out_fraction": 0.51}, False),
+        ({"held_out_fraction": 0.0}, False),
+        ({"proportion_empty_prompts": 1.0}, True),
+        ({"proportion_empty_prompts": 1.01}, False),
+        ({"lora_dropout": 0.0}, True),
+        ({"lora_dropout": 1.0}, False),
+        ({"lora_alpha": 0.0}, False),
+        ({"um_per_px": 0.0}, False),
+        ({"checkpoints_total_limit": 1}, False),
+        ({"checkpoints_total_limit": 2}, True),
+        ({"learning_rate": float("nan")}, False),
+        ({"learning_rate": float("inf")}, False),
+        ({"resume_from_checkpoint": "latest"}, True),
+        ({"resume_from_checkpoint": "checkpoint-0"}, True),
+        ({"resume_from_checkpoint": "runs/x/checkpoint-5"}, False),
+        ({"concept": "../runs"}, False),
+        ({"concept": "dtd_zigzagged"}, True),
+        ({"concept": ""}, False),
+    ],
+)
+def test_bounds(values: dict[str, Any], allowed: bool) -> None:
+    if allowed:
+        LoraSettings.model_validate({"concept": "sf_dry", **values})
+    else:
+        with pytest.raises(ValidationError, match=next(iter(values))):
+            LoraSettings.model_validate({"concept": "sf_dry", **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 100, "max_train_steps": 100}, "--lr_warmup_steps"),
+        ({"lr_scheduler": "constant", "lr_warmup_steps": 1}, "--lr_warmup_steps"),
+        ({"lr_scheduler": "cosine", "lr_num_cycles": 2}, "--lr_num_cycles"),
+        ({"lr_scheduler": "linear", "lr_power": 2.0}, "--lr_power"),
+        ({"max_train_steps": 10, "num_train_epochs": 2}, "--max_train_steps"),
+        ({"overwrite_output_dir": True, "resume_from_checkpoint": "latest"}, "--overwrite_output_dir"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_by_flag(values: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValidationError, match=flag):
+        LoraSettings.model_validate({"concept": "sf_dry", **values})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr_scheduler": "cosine", "lr_warmup_steps": 99, "max_train_steps": 100},
+        {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 2},
+        {"lr_scheduler": "polynomial", "lr_power": 2.0},
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 2, "lr_scheduler": "cosine", "lr_warmup_steps": 5000},
+    ],
+)
+def test_the_same_options_pass_where_they_agree(values: dict[str, Any]) -> None:
+    LoraSettings.model_validate({"concept": "sf_dry", **values})
+
+
+def test_several_contradictions_are_all_reported() -> None:
+    with pytest.raises(ValidationError) as caught:
+        LoraSettings(concept="sf_dry", lr_power=2.0, overwrite_output_dir=True, resume_from_checkpoint="latest")
+    assert "--lr_power" in str(caught.value)
+    assert "--overwrite_output_dir" in str(caught.value)
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(
+    values=st.fixed_dictionaries(
+        {
+            "concept": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+            "learning_rate": st.floats(min_value=1e-300, max_value=1e300),
+            "adam_epsilon": st.floats(min_value=1e-30, max_value=1.0),
+            "rank": st.integers(1, 10**12),
+            "revision": st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+            "validation_prompt": st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=200), max_size=3),
+            "mixed_precision": st.sampled_from([None, "no", "fp16", "bf16"]),
+            "data_root": st.none() | st.sampled_from(["/scans", "null", "yes", "a: b", "~", "#1"]).map(Path),
+            "center_crop": st.booleans(),
+        },
+        optional={"num_train_epochs": st.integers(1, 100)},
+    )
+)
+def test_reading_written_yaml_gives_equal_settings(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    written = LoraSettings.model_validate(values)
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "round.yaml").write_bytes(to_yaml(written).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("FILROUGE_DATA", raising=False)
+        read = load_settings(LoraSettings, "lora", ["--config", str(folder / "round.yaml")], folder)
+    assert read == written
+
+
+def test_yaml_follows_the_order_of_the_help() -> None:
+    names = list(plain(BASE))
+    assert names[0] == "pretrained_model_name_or_path"
+    assert names[-1] == "lora_dropout"
+    assert names == list(LoraSettings.model_fields)
+
+
+def test_the_table_of_other_values_covers_every_option() -> None:
+    assert OTHER.keys() == LoraSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", LoraSettings.model_fields)
+def test_every_option_is_either_free_on_resume_or_refused(name: str) -> None:
+    old = plain(BASE) | {name: OTHER[name]}
+    free, refused = changed_settings(old, BASE)
+    difference = {name: (OTHER[name], plain(BASE)[name])}
+    if name in FREE or name == "max_train_steps":  # 900 steps grow to the default 1000
+        assert (free, refused) == (difference, {})
+    else:
+        assert (free, refused) == ({}, difference)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "then", "now", "is_free"),
+    [
+        ("constant", 10, 20, True),
+        ("constant_with_warmup", 10, 20, True),
+        ("constant", 20, 10, False),
+        ("linear", 10, 20, False),
+        ("cosine", 10, 20, False),
+        ("cosine_with_restarts", 10, 20, False),
+        ("polynomial", 10, 20, False),
+    ],
+)
+@pytest.mark.parametrize("length", ["max_train_steps", "num_train_epochs"])
+def test_a_run_may_grow_only_under_a_constant_rate(
+    length: str, scheduler: str, then: int, now: int, is_free: bool
+) -> None:
+    def run(steps: int) -> LoraSettings:
+        return LoraSettings.model_validate({"concept": "sf_dry", "lr_scheduler": scheduler, length: steps})
+
+    changes = changed_settings(plain(run(then)), run(now))
+    assert (changes.free if is_free else changes.refused) == {length: (then, now)}
+    assert not (changes.refused if is_free else changes.free)
+
+
+def test_steps_cannot_become_epochs_on_resume() -> None:
+    assert (
+        "num_train_epochs" in changed_settings(plain(BASE), LoraSettings(concept="sf_dry", num_train_epochs=9)).refused
+    )
+
+
+def test_equal_settings_resume(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(to_yaml(BASE))
+    refuse_changes(tmp_path / "settings.yaml", BASE)
+    assert changed_settings(plain(BASE), BASE) == ({}, {})
+
+
+def test_an_option_that_the_run_did_not_know_counts_as_its_default() -> None:
+    old = plain(BASE)
+    del old["snr_gamma"]
+    assert changed_settings(old, BASE) == ({}, {})
+    assert changed_settings(old, BASE.model_copy(update={"snr_gamma": 5.0})).refused == {"snr_gamma": (None, 5.0)}
+
+
+def test_a_refused_resume_names_every_difference_with_both_values(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(plain(BASE) | {"rank": 4, "seed": 3, "logging_steps": 1, "gone": 5}))
+    with pytest.raises(OutputError) as caught:
+        refuse_changes(file, BASE)
+    text = str(caught.value)
+    assert "--rank: found 16, the run was started with 4." in text
+    assert "--seed: found 0, the run was started with 3." in text
+    assert "--gone: found None, the run was started with 5." in text
+    assert "logging_steps" not in text
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"- a list", b"a: [", b""])
+def test_a_run_whose_settings_cannot_be_read_is_not_resumed(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "settings.yaml").write_bytes(content)
+    with pytest.raises(OutputError, match="settings of the run"):
+        refuse_changes(tmp_path / "settings.yaml", BASE)
