@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pipelines.sampling import sample
+from pipelines.sheets import Row, save_png, sheet
 from tqdm import tqdm
 
 from data.randomness import generator
 from data.synthetic.world import Scene, all_scenes, draw
 from pipelines.components import build_pipeline, load_components
 from pipelines.metrics.world_judge import colours_named, content_named, drawn_pictures, train_classifier
-from pipelines.sampling import sample
-from pipelines.sheets import Row, save_png, sheet
 
 KINDS = ("texture", "shape", "textured shape")
 

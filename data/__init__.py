@@ -1,0 +1,1 @@
+"""Images, volumes and words; no model code."""

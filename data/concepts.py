@@ -21,6 +21,7 @@ from data.captions import STATES, cell_caption
 from data.errors import SettingsError, nearest
 from data.volumes import PLANES
 
+CONCEPTS = Path(__file__).resolve().parents[1] / "configs" / "concepts"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file name that cannot lead out of its folder
 _KEYS = ("states", "planes", "class_noun")
 

@@ -262,12 +262,14 @@ def build_slice_dataset(
     random_flip: bool = False,
     center_crop: bool = False,
     proportion_empty_prompts: float = 0.0,
+    held_out_fraction: float = 0.2,
 ) -> SliceDataset:
     """Return the samples of a concept cut from the volumes of a folder.
 
     um_per_px: the one pixel scale of all images; by default the first volume's voxel size along the weft plane's
     axis, and a pixel is a voxel where no voxel size is known. images_per_class: at most so many slices of each cell,
-    evenly spaced over its training block. For the rest see `SliceDataset`.
+    evenly spaced over its training block. held_out_fraction: see `splits.split_volume`. For the rest see
+    `SliceDataset`.
     Raises DataError for volumes that cannot be used so, SettingsError for values out of range.
     """
     _check_settings(
@@ -278,7 +280,7 @@ def build_slice_dataset(
     )
     volumes = _open_needed(concept, data_root)
     scale = _common_scale(list(volumes.values()), um_per_px)
-    splits = _split_all(concept, volumes, scale, resolution)
+    splits = _split_all(concept, volumes, scale, resolution, held_out_fraction)
     cells = [_cell_images(cell, volumes[cell.state], splits[cell.state], scale) for cell in concept.cells]
     empty = [
         f"{side.volume.spec.path.name} {side.plane}: all {side.num_blank} slices of the {name} block are blank "
@@ -356,7 +358,11 @@ def _common_scale(volumes: Sequence[Volume], um_per_px: float | None) -> float |
 
 
 def _split_all(
-    concept: Concept, volumes: Mapping[str, Volume], um_per_px: float | None, resolution: int
+    concept: Concept,
+    volumes: Mapping[str, Volume],
+    um_per_px: float | None,
+    resolution: int,
+    held_out_fraction: float,
 ) -> dict[str, BlockSplit]:
     """Return the split of each volume; whatever is too small for a crop, in any of them, is reported together."""
     splits: dict[str, BlockSplit] = {}
@@ -371,7 +377,9 @@ def _split_all(
             assert volume.voxel_size_um is not None
             factor = scale_factor(volume.voxel_size_um[volume.spec.planes["weft"]], um_per_px)
         try:
-            splits[state] = split_volume(volume, smallest_px=math.ceil(resolution / factor - 1e-6))
+            splits[state] = split_volume(
+                volume, smallest_px=math.ceil(resolution / factor - 1e-6), held_out_fraction=held_out_fraction
+            )
         except DataError as error:
             problems.extend(f"{error.where}: {problem}" for problem in error.problems)
     if problems:

@@ -116,8 +116,6 @@ class Volume:
         return self.spec.planes[plane]
 
 
-# ---- declarations ----------------------------------------------------------------------------------------------------
-
 _Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(strict=True, gt=0)]
 _Grey = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -243,9 +241,6 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# ---- opening ---------------------------------------------------------------------------------------------------------
-
-
 def open_volume(spec: VolumeSpec) -> Volume:
     """Return the volume, memory-mapped where its voxels lie contiguously in the file, decoded into memory otherwise.
 
@@ -306,16 +301,13 @@ def _no_warnings(path: Path) -> Iterator[None]:
     except (VolumeError, *_READ_ERRORS) as error:
         if not records.messages:
             raise
-        found = error.problems if isinstance(error, VolumeError) else ()
-        raise VolumeError(str(path), *found, _warned(records.messages)) from error
+        warning = f"tifffile warns: {records.messages[0]!r}"
+        found = (*error.problems, warning) if isinstance(error, VolumeError) else (f"{warning}. {_COPY_AGAIN}",)
+        raise VolumeError(str(path), *found) from error
     finally:
         logger.removeHandler(records)
     if records.messages:
-        raise VolumeError(str(path), _warned(records.messages))
-
-
-def _warned(messages: list[str]) -> str:
-    return f"tifffile warns: {messages[0]!r}. {_COPY_AGAIN}"
+        raise VolumeError(str(path), f"tifffile warns: {records.messages[0]!r}. {_COPY_AGAIN}")
 
 
 def _read_voxels(tif: tifffile.TiffFile, spec: VolumeSpec) -> np.ndarray:
@@ -488,9 +480,6 @@ def _imagej_voxel_size_um(tif: tifffile.TiffFile) -> tuple[float, float, float] 
     return sizes[0] * scale, sizes[1] * scale, sizes[2] * scale
 
 
-# ---- grey values -----------------------------------------------------------------------------------------------------
-
-
 def _window(voxels: np.ndarray, spec: VolumeSpec) -> tuple[float, float]:
     """Return the window: the one declared, or the percentiles of a 1/8 sub-sample without NaN and padding.
 
@@ -550,9 +539,6 @@ def unit_to_native(unit: np.ndarray, *, low: float, high: float, dtype: np.dtype
         limits = np.iinfo(target)
         native = np.clip(np.rint(native), limits.min, limits.max)
     return native.astype(target)
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_stack(

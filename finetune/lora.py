@@ -40,11 +40,11 @@ def build(settings: LoraSettings, accelerator: Accelerator) -> Method:
     return Method(
         name="lora",
         dataset=dataset,
-        objective=assembly.noise_objective(settings, components),
+        objective=assembly.noise_objective(settings, settings.seed, components),
         trainables=(adapter,),
         export=exports.lora(settings, components, adapter, dataset),
         preview=assembly.preview(settings, components, dataset.captions),
-        manifest={"base": components.name, "base_fingerprint": components.fingerprint},
+        manifest=assembly.origin(settings, components, dataset),
     )
 
 

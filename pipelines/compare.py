@@ -26,7 +26,6 @@ COLUMNS = 8  # images of each kind in the picture
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     manifest = _read_run(arguments.adapter)
-    import numpy as np
     from tqdm import tqdm
 
     from data.volumes import PLANES
@@ -56,9 +55,10 @@ def main(argv: Sequence[str]) -> None:
                 progress=bar.update,
             ).reshape(len(captions), count, dataset.resolution, dataset.resolution, 3)
             drawn[name] = dict(zip(captions, pictures, strict=True))
-    real = {name: _pictures(pixels) for name, pixels in (
-        ("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count))
-    )}
+    real = {
+        name: _pictures(pixels)
+        for name, pixels in (("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count)))
+    }
     planes = {cell.cell.caption: PLANES.index(cell.cell.plane) for cell in dataset.cells}
     scores = score(real["training"], real["held-out"], drawn["base"], drawn["adapter"], planes)
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
@@ -106,7 +106,7 @@ def score(
         pair = Discrepancy.between(vectors["held-out"][caption], vectors[name][caption], linear_kernel)
         return bootstrap_interval(pair, pair.sizes, seed=0)
 
-    per_caption = {}
+    per_caption: dict[str, dict[str, Any]] = {}
     for caption in held_out:
         floor, start, end = (distance(name, caption) for name in ("training", "base", "adapter"))
         gained = skill(end, start, floor)
@@ -157,7 +157,9 @@ def _draw_picture(
 
     rows = []
     for caption in captions:
-        rows.append(Row(f"{caption}\nreal, held out", list(real[caption][:: max(1, len(real[caption]) // COLUMNS)][:COLUMNS])))
+        rows.append(
+            Row(f"{caption}\nreal, held out", list(real[caption][:: max(1, len(real[caption]) // COLUMNS)][:COLUMNS]))
+        )
         rows.append(Row(f"{caption}\nbase", list(drawn["base"][caption][:COLUMNS])))
         rows.append(Row(f"{caption}\nadapter", list(drawn["adapter"][caption][:COLUMNS])))
     title = "real slices / base / adapter: same caption, same seeds"
@@ -168,8 +170,10 @@ def _draw_picture(
 def _tell(scores: Mapping[str, Any]) -> None:
     print(f"squared centroid distance to held-out slices ({scores['extractor']}), and skill = 0 base ... 1 real")
     for caption, entry in scores["captions"].items():
-        gained = "undefined" if entry["skill"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(
-            entry["skill"], *entry["skill_interval"]
+        gained = (
+            "undefined"
+            if entry["skill"] is None
+            else "{:.2f} [{:.2f}, {:.2f}]".format(entry["skill"], *entry["skill_interval"])
         )
         print(
             f"  {caption:36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "

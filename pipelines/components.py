@@ -9,10 +9,11 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import (
@@ -34,8 +35,8 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
 
@@ -59,10 +60,13 @@ SAMPLERS = (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
 # the first file name of each part's weights, without variant and ending
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 PARTS = (*WEIGHTS, "tokenizer", "scheduler")
+
+_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_TIMEOUT_S = 5.0
@@ -102,9 +106,10 @@ class Components:
     fingerprint: str
 
     @property
-    def prediction_type(self) -> str:
-        """What the U-Net predicts: "epsilon", "v_prediction" or "sample"."""
-        return str(self.scheduler.config.prediction_type)
+    def prediction_type(self) -> PredictionType:
+        """What the U-Net predicts."""
+        predicted: PredictionType = self.scheduler.config.prediction_type
+        return predicted
 
     @property
     def predicts_otherwise(self) -> bool:
@@ -143,19 +148,8 @@ def load_components(name_or_path: str, *, revision: str | None = None, variant: 
     if problems:
         raise SettingsError(_where(name, folder), *problems)
 
-    def at(part: str) -> str:
-        return str(folder / part)
-
-    weights = {"variant": variant, "dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    read: dict[str, Any] = {}
-    for part, load in (
-        ("unet", lambda: UNet2DConditionModel.from_pretrained(at("unet"), output_loading_info=True, **weights)),
-        ("vae", lambda: AutoencoderKL.from_pretrained(at("vae"), output_loading_info=True, **weights)),
-        ("text_encoder", lambda: CLIPTextModel.from_pretrained(at("text_encoder"), output_loading_info=True, **weights)),
-        ("tokenizer", lambda: CLIPTokenizer.from_pretrained(at("tokenizer"), local_files_only=True)),
-        ("scheduler", lambda: _read_sampler(folder / "scheduler")),
-    ):
-        read[part] = _read_part(part, load, problems)
+    with _silent_transformers():
+        read = {part: _read_part(part, folder / part, variant, problems) for part in PARTS}
     if not problems and len(read["tokenizer"]) > read["text_encoder"].config.vocab_size:
         problems.append(
             f"the tokenizer knows {len(read['tokenizer'])} tokens and the text encoder "
@@ -163,8 +157,6 @@ def load_components(name_or_path: str, *, revision: str | None = None, variant: 
         )
     if problems:
         raise SettingsError(_where(name, folder), *problems)
-    for part in WEIGHTS:
-        read[part].requires_grad_(False).eval()
     return Components(
         name=name,
         source=name if _is_hub_id(name, folder) else _shown(folder),
@@ -348,24 +340,45 @@ def _config_problems(configs: dict[str, dict[str, Any]]) -> list[str]:
     return problems
 
 
-def _read_part(part: str, load: Callable[[], Any], problems: list[str]) -> Any:
+def _read_part(part: str, folder: Path, variant: str | None, problems: list[str]) -> Any:
     """Return one part, or add to the problems why it cannot be used."""
     try:
-        loaded = load()
+        if part == "tokenizer":
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if part == "scheduler":
+            return _read_sampler(folder)
+        module, report = _MODELS[part].from_pretrained(
+            folder,
+            variant=variant,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         problems.append(f"{part}/ cannot be read: {_first_line(error)}")
         return None
-    if part not in WEIGHTS:
-        return loaded
-    module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         problems.append(
             f"{part}/ lacks {len(missing)} of its weights ({', '.join(missing[:3])}{', …' if missing[3:] else ''}); "
             "they would be random. Fetch the model again."
         )
-    assert isinstance(module, nn.Module)
-    return module
+    return module.requires_grad_(False).eval()
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keep transformers from drawing bars and tables; what they say of missing weights is checked here."""
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _read_sampler(folder: Path) -> Any:

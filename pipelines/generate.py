@@ -39,9 +39,7 @@ def main(argv: Sequence[str]) -> None:
         components = components.predicting(facts["prediction_type"])
     pipeline = build_pipeline(components)
     if arguments.adapter is not None:
-        load_adapter(
-            pipeline, arguments.adapter, weight=arguments.weight, base_fingerprint=components.fingerprint
-        )
+        load_adapter(pipeline, arguments.adapter, weight=arguments.weight, base_fingerprint=components.fingerprint)
     with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
             pipeline,

@@ -21,7 +21,9 @@ def read_prompts(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise SettingsError(str(path), f"byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
     except OSError as error:
-        raise SettingsError(str(path), f"{error.strerror}. Expected a text file with one prompt in each line.") from None
+        raise SettingsError(
+            str(path), f"{error.strerror}. Expected a text file with one prompt in each line."
+        ) from None
     if "\0" in text:
         raise SettingsError(str(path), "holds NUL bytes; expected a text file with one prompt in each line.")
     lines = (line.strip() for line in text.splitlines())
@@ -42,7 +44,8 @@ def parse_seeds(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not 0 <= last - first < MOST_SEEDS or last > LARGEST_SEED:
             raise SettingsError(
-                "--seeds", f"found {part.strip()!r}, expected numbers and ranges of at most {MOST_SEEDS}, such as 0-7,12."
+                "--seeds",
+                f"found {part.strip()!r}, expected numbers and ranges of at most {MOST_SEEDS}, such as 0-7,12.",
             )
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is imported; sums in another order are other numbers
 
 import socket
 from collections.abc import Callable, Iterator
@@ -33,15 +34,7 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> None:
-    """Make torch compute in one thread: sums in another order are other numbers."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def make_tiny_base(one_thread: None) -> Callable[..., Path]:
+def make_tiny_base() -> Callable[..., Path]:
     """Return `tiny_base(folder, cross_attention_dim=32, prediction_type="epsilon", seed=0) -> Path`."""
     from tests.tiny import tiny_base
 

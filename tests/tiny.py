@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,17 +11,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipelines.vocabulary import build_tokenizer
 
-WORDS = (
-    "a an of the and dry compacted injected thickness warp weft slice composite texture striped dotted red blue sf "
-    "material photo"
-).split()
+CAPTIONS = (
+    "a photo of a dry striped composite texture",
+    "compacted warp slice",
+    "injected weft and thickness, red, blue",
+)
 
 
-def tiny_base(
-    folder: Path, cross_attention_dim: int = 32, prediction_type: str = "epsilon", seed: int = 0
-) -> Path:
+def tiny_base(folder: Path, cross_attention_dim: int = 32, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """Write a tiny random Stable Diffusion in diffusers' folder format and return its folder."""
-    tokenizer = build_tokenizer(WORDS)
+    tokenizer = build_tokenizer(re.findall("[a-z]+", " ".join(CAPTIONS)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = StableDiffusionPipeline(

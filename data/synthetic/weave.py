@@ -28,7 +28,7 @@ WARP_HALF_WIDTH, WEFT_HALF_WIDTH = 17.0, 12.5
 HALF_HEIGHT = 5.2
 LAYER_PITCH = 15.0  # one weft layer and one warp layer
 WAVE_PERIOD = 4 * WEFT_SPACING  # of a warp, which rises and falls by half a layer pitch
-WARP_PRECEDENCE = 0.35  # the share of a crossing weft's section that a warp displaces before the two halve the rest
+WARP_PRECEDENCE = 0.35  # where tows compete for a voxel, a warp's distance d counts as d - 0.35 (1 - d)
 SKIN = 0.65  # thickness of the loose skin of a tow that touches another
 WARP_DENSITY, WEFT_DENSITY = 1.07, 0.93  # relative fibre fractions: 24K warps are packed more tightly than 12K wefts
 # Attenuation at 20 keV in 1/cm (xraylib): carbon fibre and epoxy. Air is 0.
@@ -36,7 +36,7 @@ MU_FIBRE, MU_EPOXY = 0.787, 0.557
 # One mapping for the three states, as of a scanner calibrated once: air 10,000, resin 38,000, injected tow 45,000.
 GREY_OF_AIR, GREY_PER_MU = 10_000.0, 50_000.0
 NOISE_CORRELATION, BLUR = 0.6, 0.8
-RING_SHARE = 0.012  # of the brightest tow's attenuation
+RING_SHARE = 0.012  # standard deviation, as a share of a tow's attenuation
 
 
 @dataclass(frozen=True)
@@ -270,9 +270,8 @@ def _voids(label: np.ndarray, void_fraction: float, seed: int) -> np.ndarray:
     if not void_fraction:
         return voids
     blobs = generator(seed, "voids", "resin").standard_normal(label.shape, dtype=np.float32)
-    blobs = gaussian_filter(
-        blobs, 1.2, truncate=3, mode="wrap"
-    )  # wrapped: mirrored noise would be stronger at the edges
+    # wrapped, since mirrored noise varies more at the border, where voids would gather
+    blobs = gaussian_filter(blobs, 1.2, truncate=3, mode="wrap")
     voids |= _highest(blobs, label == MATRIX, 0.7 * void_fraction)
     for tow, axis in ((WARP, 2), (WEFT, 1)):
         slender = _fibrous_noise(label.shape, axis, generator(seed, "voids", axis), sigma_along=6.0, sigma=0.9)

@@ -74,7 +74,7 @@ def all_scenes() -> list[Scene]:
 class World:
     """The training side of the world: position -> (pixels, caption), a pure function of seed and position.
 
-    One third of the pictures are textures, one third shapes, one third textured shapes. `short_captions` is the share of
+    A third of the pictures are textures, a third shapes, a third textured shapes. `short_captions` is the share of
     captions that say less than the picture shows ("a texture", "a striped texture", "two circles").
     """
 

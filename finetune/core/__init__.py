@@ -1,0 +1,1 @@
+"""What the method scripts are composed of."""

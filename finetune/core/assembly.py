@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,17 +11,19 @@ from accelerate import Accelerator
 
 from data.concepts import load_concept
 from data.dataset import SliceDataset, build_slice_dataset
-from data.synthetic.weave import default_cache, ensure_volumes
+from data.synthetic.weave import ensure_volumes
 from finetune.core.cache import CachedConditioner, CachedSpace
-from finetune.core.objective import NoiseObjective, unet_denoiser
 from finetune.core.cli import CONFIG_DIR
-from finetune.core.settings import ConceptSettings
+from finetune.core.objective import NoiseObjective, unet_denoiser
+from finetune.core.settings import ConceptSettings, LoopSettings, LossSettings
+from finetune.core.trainables import WholeModule
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.conditioning import TextConditioner
 from pipelines.sampling import sample
 from pipelines.sheets import Row, save_png, sheet
 from pipelines.spaces import LatentSpace
 
+CACHE_VARIABLE = "FILROUGE_CACHE"  # where generated volumes are kept
 GUIDANCE_SCALE = 3.0  # of the pictures a run draws of itself
 SAMPLING_STEPS = 30
 
@@ -30,9 +33,14 @@ def base(settings: ConceptSettings, accelerator: Accelerator) -> Components:
     components = load_components(
         settings.pretrained_model_name_or_path, revision=settings.revision, variant=settings.variant
     )
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     if settings.prediction_type is not None:
         components = components.predicting(settings.prediction_type)
+    return placed(components, settings, accelerator)
+
+
+def placed(components: Components, settings: LoopSettings, accelerator: Accelerator) -> Components:
+    """Move a model to the run's device; what is trained of it is brought back to float32 by its trainable."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     components.unet.to(accelerator.device, dtype)
     components.vae.to(accelerator.device)  # in float32: half precision overflows in it
     components.text_encoder.to(accelerator.device, dtype)
@@ -46,12 +54,12 @@ def concept_images(settings: ConceptSettings, components: Components, accelerato
     concept = load_concept(settings.concept, CONFIG_DIR / "concepts")
     data_root = settings.data_root
     if data_root is None:
-        data_root = ensure_volumes(default_cache())
+        data_root = ensure_volumes(Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "filrouge")))
         accelerator.print(
             f"No --data_root and no FILROUGE_DATA: using generated stand-in volumes in {data_root}.\n"
             "They look like woven composites; they are not your material."
         )
-    dataset = build_slice_dataset(
+    return build_slice_dataset(
         concept,
         data_root,
         resolution=settings.resolution or components.resolution,
@@ -61,31 +69,50 @@ def concept_images(settings: ConceptSettings, components: Components, accelerato
         random_flip=settings.random_flip,
         center_crop=settings.center_crop,
         proportion_empty_prompts=settings.proportion_empty_prompts,
+        held_out_fraction=settings.held_out_fraction,
     )
-    return dataset
 
 
-def noise_objective(settings: ConceptSettings, components: Components) -> NoiseObjective:
-    """The noise objective on a Stable Diffusion base whose autoencoder and text encoder stay frozen."""
+def noise_objective(
+    settings: LossSettings,
+    seed: int,
+    components: Components,
+    *,
+    frozen_text: bool = True,
+    high_noise_share: float = 0.0,
+) -> NoiseObjective:
+    """The noise objective on a Stable Diffusion model whose autoencoder stays frozen.
+
+    frozen_text: False where the text encoder is trained, which forbids keeping what it made of a caption.
+    """
+    conditioner = TextConditioner(components.tokenizer, components.text_encoder)
     return NoiseObjective(
         denoise=unet_denoiser(components.unet),
         space=CachedSpace(LatentSpace(components.vae)),
-        conditioner=CachedConditioner(TextConditioner(components.tokenizer, components.text_encoder)),
+        conditioner=CachedConditioner(conditioner) if frozen_text else conditioner,
         alphas_cumprod=components.scheduler.alphas_cumprod,
         prediction_type=components.prediction_type,
-        seed=settings.seed,
+        seed=seed,
         noise_offset=settings.noise_offset,
         snr_gamma=settings.snr_gamma,
+        high_noise_share=high_noise_share,
     )
 
 
-def preview(settings: ConceptSettings, components: Components, captions: tuple[str, ...]) -> Callable[[Path], None]:
-    """Return a function that draws a sample sheet of the captions from the live weights, the same seeds each time."""
+def preview(
+    settings: LoopSettings, components: Components, captions: tuple[str, ...], averaged: tuple[WholeModule, ...] = ()
+) -> Callable[[Path], None]:
+    """Return a function that draws a sample sheet of the captions from the live weights, the same seeds each time.
+
+    averaged: modules to be shown with the average of their weights instead.
+    """
     prompts = tuple(settings.validation_prompt or captions)
     seeds = range(settings.num_validation_images)
     pipeline = build_pipeline(components)
 
     def draw(path: Path) -> None:
+        for part in averaged:
+            part.swap_average()
         pictures = sample(
             pipeline,
             [prompt for prompt in prompts for _ in seeds],
@@ -94,8 +121,21 @@ def preview(settings: ConceptSettings, components: Components, captions: tuple[s
             guidance_scale=GUIDANCE_SCALE,
             batch_size=settings.train_batch_size,
         ).reshape(len(prompts), len(seeds), *([components.resolution] * 2), 3)
+        for part in averaged:
+            part.swap_average()
         rows = [Row(prompt, list(row)) for prompt, row in zip(prompts, pictures, strict=True)]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet(rows, title=path.stem), path)
 
     return draw
+
+
+def origin(settings: ConceptSettings, components: Components, dataset: SliceDataset) -> dict[str, str | None]:
+    """Return where a run's base and images came from, for its manifest."""
+    files = [cell.training.volume.spec.path for cell in dataset.cells]
+    return {
+        "base": components.source,
+        "base_fingerprint": components.fingerprint,
+        "concept": settings.concept,
+        "data_root": str(files[0].parent.resolve()),
+    }

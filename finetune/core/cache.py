@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class CachedConditioner:
         self._conditioner, self._store = conditioner, _Store(limit_bytes)
 
     def encode(self, captions: tuple[str, ...]) -> Tensor:
-        return torch.cat([self._store.get(caption, lambda c=caption: self._read(c))[0] for caption in captions])
+        return torch.cat([self._store.get(caption, partial(self._read, caption))[0] for caption in captions])
 
     @torch.no_grad()
     def _read(self, caption: str) -> tuple[Tensor, ...]:

@@ -570,15 +570,16 @@ def _free_name(run_dir: Path) -> Path:
     return path
 
 
+RunState = Literal["running", "done", "stopped", "failed"]
+
+
 class RunStatus:
     """How a run stands, told to others in status.json of its folder."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "status.json"
 
-    def write(
-        self, status: Literal["running", "done", "stopped", "failed"], *, last_durable_step: int | None, reason: str
-    ) -> None:
+    def write(self, status: RunState, *, last_durable_step: int | None, reason: str) -> None:
         """Write status.json; a reader finds the old one or this one, also after a crash.
 
         last_durable_step: the step of the last checkpoint that is on disk, None before the first one. reason: why

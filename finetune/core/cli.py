@@ -8,7 +8,6 @@ there. So pydantic reads both by the same rules: `mixed_precision: no` is the wo
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import sys
@@ -23,11 +22,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from data.errors import DiskError, FilrougeError, OutOfMemoryError, SettingsError, nearest
+from data.errors import SettingsError, nearest
+from data.exits import exit_code
 from finetune.core.settings import ALIASES, DATA_VARIABLE, LENGTHS, SWITCHES, Settings
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 S = TypeVar("S", bound=Settings)
 
@@ -261,55 +260,16 @@ def run_script(
 ) -> int:
     """Return the exit code of a script: its main is called with the settings of the command line.
 
-    What a user can mend is printed in one message on standard error and gives the codes of `data/errors.py`, an
-    interruption gives 130; any other exception is a defect of ours and passes through with its traceback.
+    How it ends is the affair of `data.exits.exit_code`.
     """
     settings: S | None = None
-    try:
+
+    def with_settings() -> None:
+        nonlocal settings
         settings = load_settings(settings_class, method, sys.argv[1:] if argv is None else argv, CONFIG_DIR)
         main(settings)
-    except KeyboardInterrupt:
-        print("filrouge: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        known = _as_filrouge_error(error, method, settings.model_dump() if settings is not None else {})
-        if known is None:
-            raise
-        print(f"filrouge: {known}", file=sys.stderr)
-        return known.exit_code
-    return 0
 
-
-def _as_filrouge_error(error: Exception, method: str, settings: Mapping[str, Any]) -> FilrougeError | None:
-    if isinstance(error, FilrougeError):
-        return error
-    found = (str(error) or type(error).__name__).partition("\n")[0]
-    if _is_out_of_memory(error):
-        return OutOfMemoryError(method, " ".join([f"memory did not suffice: {found}.", *_memory_hints(settings)]))
-    if _is_disk_error(error):
-        hint = "Free space, or choose another --output_dir. What was written before stays as it is."
-        return DiskError(method, f"the disk did not take what was written: {found}. {hint}")
-    return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # an error of torch can only come from a torch that is loaded
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and re.search(r"DefaultCPUAllocator: .*memory", str(error)) is not None
-
-
-def _is_disk_error(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in DISK_ERRORS
-    # safetensors (0.8) wraps the system's error into its own and keeps the number in the text only
-    safetensors = sys.modules.get("safetensors")
-    if safetensors is None or not isinstance(error, safetensors.SafetensorError):
-        return False
-    number = re.search(r"os error ([0-9]+)", str(error))
-    return number is not None and int(number[1]) in DISK_ERRORS
+    return exit_code(with_settings, method, lambda: _memory_hints(settings.model_dump()) if settings else [])
 
 
 def _memory_hints(settings: Mapping[str, Any]) -> list[str]:

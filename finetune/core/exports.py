@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+from transformers import CLIPTokenizer
 
-from data.dataset import SliceDataset
+from data.dataset import Dataset, SliceDataset
 from data.errors import OutputError
 from finetune.core import files
 from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
 from finetune.core.settings import LoraSettings, to_yaml
-from finetune.core.trainables import ADAPTER, UNetLora
+from finetune.core.trainables import ADAPTER, UNetLora, WholeModule
 from pipelines.adapters import export_lora, load_adapter
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.sampling import sample
@@ -21,6 +26,7 @@ from pipelines.sheets import save_png, to_picture
 
 # 8-bit grey levels by which an image drawn after reloading may differ; on one machine it is 0
 LARGEST_DIFFERENCE = 2
+_NUM_SCALED = 500  # pictures on which the scale of latents is measured
 
 
 def lora(
@@ -34,7 +40,7 @@ def lora(
 
     def export(folder: Path) -> list[str]:
         facts = {
-            "base": components.name,
+            "base": components.source,
             "base_fingerprint": components.fingerprint,
             "prediction_type": components.prediction_type,
             "concept": settings.concept,
@@ -71,6 +77,88 @@ def lora(
     return export
 
 
+def autoencoder(part: WholeModule, dataset: Dataset) -> Callable[[Path], list[str]]:
+    """Return the export of a trained autoencoder: its averaged weights, scaled so that latents have unit variance.
+
+    The scale is measured on the first pictures of the run (Rombach et al. 2022, appendix G).
+    """
+
+    def export(folder: Path) -> list[str]:
+        part.swap_average()
+        part.module.eval()
+        vae = part.module
+        means = []
+        with torch.inference_mode():
+            for position in range(_NUM_SCALED):
+                pixels = torch.from_numpy(dataset.sample(position).pixels)[None].to(_device(vae))
+                means.append(vae.encode(pixels).latent_dist.mean)  # type: ignore[operator]
+        scale = 1 / float(torch.cat(means).std())
+        vae.register_to_config(scaling_factor=scale)  # type: ignore[operator]
+        vae.save_pretrained(folder / "vae")  # type: ignore[operator]
+        part.swap_average()
+        return [f"scaling_factor {scale:.4f}. The autoencoder is in {folder / 'vae'}"]
+
+    return export
+
+
+def text_encoder(part: WholeModule, tokenizer: CLIPTokenizer) -> Callable[[Path], list[str]]:
+    """Return the export of a trained text encoder with its tokenizer."""
+
+    def export(folder: Path) -> list[str]:
+        part.swap_average()
+        part.module.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+        tokenizer.save_pretrained(folder / "tokenizer")
+        part.swap_average()
+        return [f"The text encoder and its tokenizer are in {folder}"]
+
+    return export
+
+
+def pipeline(components: Components, parts: tuple[WholeModule, ...]) -> Callable[[Path], list[str]]:
+    """Return the export of a whole Stable Diffusion in half precision, averaged weights in it.
+
+    The folder is loaded again; a U-Net that predicts something else than its weights rounded to float16 would is an
+    OutputError.
+    """
+
+    def export(folder: Path) -> list[str]:
+        for part in parts:
+            part.swap_average()
+        halved = {
+            name: copy.deepcopy(getattr(components, name)).to("cpu", torch.float16).eval()
+            for name in ("unet", "vae", "text_encoder")
+        }
+        target = folder / "pipeline"
+        StableDiffusionPipeline(
+            **halved,
+            tokenizer=components.tokenizer,
+            scheduler=components.sampler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(target)
+        reloaded = load_components(str(target))
+        for name, module in halved.items():
+            stored = getattr(reloaded, name).state_dict()
+            wrong = [
+                key
+                for key, tensor in module.state_dict().items()
+                if not torch.equal(stored[key], tensor.to(stored[key]))
+            ]
+            if wrong:
+                raise OutputError(str(target / name), f"reads back with other weights, such as {wrong[0]}.")
+        for part in parts:
+            part.swap_average()
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 2**20
+        return [f"The model ({size:.1f} MiB) is in {target}"]
+
+    return export
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
 def _final_picture(components: Components, prompt: str) -> np.ndarray:
     return sample(
         build_pipeline(components),
@@ -102,7 +190,7 @@ def _check_reload(settings: LoraSettings, components: Components, folder: Path, 
 def _how_to_use(components: Components, folder: Path, prompt: str) -> list[str]:
     lines = [
         "from diffusers import StableDiffusionPipeline",
-        f'pipe = StableDiffusionPipeline.from_pretrained("{components.name}", safety_checker=None)',
+        f'pipe = StableDiffusionPipeline.from_pretrained("{components.source}", safety_checker=None)',
         f'pipe.load_lora_weights("{folder}")',
         f'image = pipe("{prompt}").images[0]',
     ]

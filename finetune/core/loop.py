@@ -51,7 +51,9 @@ def train(
     named = {f"{part.name}/{name}": p for part in method.trainables for name, p in part.named_parameters().items()}
     assert named, "a method trains something"
     assert all(p.dtype == torch.float32 for p in named.values()), "trained weights are float32"
-    optimizer = _optimizer(method, settings)
+    micro_batch = settings.train_batch_size * accelerator.num_processes
+    global_batch = micro_batch * settings.gradient_accumulation_steps
+    optimizer = _optimizer(method, settings, global_batch)
     rate = _rate(optimizer, settings, max_train_steps)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     first_step = 0
@@ -59,8 +61,6 @@ def train(
         first_step = _restore(resume_from, method, optimizer, named, accelerator)
     stepper = accelerator.prepare_optimizer(optimizer)
     parameters = list(named.values())  # a list: an iterator would be used up by the first of its two uses
-    micro_batch = settings.train_batch_size * accelerator.num_processes
-    global_batch = micro_batch * settings.gradient_accumulation_steps
     batches = _batches(method.dataset, settings, accelerator, range(first_step, max_train_steps))
     skipped = 0
     for part in method.trainables:
@@ -137,11 +137,13 @@ def _batches(
     dataset: ConceptDataset, settings: LoopSettings, accelerator: Accelerator, steps: range
 ) -> Iterator[Batch]:
     size, ranks = settings.train_batch_size, accelerator.num_processes
-    positions = [
-        range(start := ((step * settings.gradient_accumulation_steps + micro) * ranks + accelerator.process_index) * size, start + size)
-        for step in steps
-        for micro in range(settings.gradient_accumulation_steps)
+    first_micro_step = steps.start * settings.gradient_accumulation_steps
+    last_micro_step = steps.stop * settings.gradient_accumulation_steps
+    shares = [
+        (micro_step * ranks + accelerator.process_index) * size
+        for micro_step in range(first_micro_step, last_micro_step)
     ]
+    positions = [list(range(share, share + size)) for share in shares]
     return iter(
         DataLoader(
             _Positions(dataset),
@@ -154,24 +156,23 @@ def _batches(
     )
 
 
-def _optimizer(method: Method, settings: LoopSettings) -> torch.optim.Optimizer:
+def _optimizer(method: Method, settings: LoopSettings, global_batch: int) -> torch.optim.Optimizer:
     scales = method.learning_rate_scale or {}
+    learning_rate = settings.learning_rate * (global_batch if settings.scale_lr else 1)
     groups = [
-        {"params": list(part.named_parameters().values()), "lr": settings.learning_rate * scales.get(part.name, 1.0)}
+        {"params": list(part.named_parameters().values()), "lr": learning_rate * scales.get(part.name, 1.0)}
         for part in method.trainables
     ]
     return torch.optim.AdamW(
         groups,
-        lr=settings.learning_rate,
+        fused=True,
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.adam_weight_decay,
         eps=settings.adam_epsilon,
     )
 
 
-def _rate(
-    optimizer: torch.optim.Optimizer, settings: LoopSettings, max_train_steps: int
-) -> Callable[[int], float]:
+def _rate(optimizer: torch.optim.Optimizer, settings: LoopSettings, max_train_steps: int) -> Callable[[int], float]:
     """Return the learning-rate factor as a function of the step: diffusers' schedules, without a state to restore."""
     schedule = get_scheduler(
         settings.lr_scheduler,

@@ -43,9 +43,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.positions, self.pixels.to(device), self.captions, self.is_prior.to(device), self.sources
-        )
+        return Batch(self.positions, self.pixels.to(device), self.captions, self.is_prior.to(device), self.sources)
 
 
 class Objective(Protocol):

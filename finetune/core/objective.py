@@ -7,15 +7,15 @@ Prediction type, min-SNR weight, offset noise and prior weight are applied here 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from finetune.core import draws
 from finetune.core.method import Batch
+from pipelines.components import PredictionType
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -148,12 +148,6 @@ def noise_losses(
     return losses * min_snr_weight(alpha_bar, snr_gamma, prediction_type)
 
 
-class Autoencoder(Protocol):
-    def encode(self, pixels: Tensor) -> object: ...
-
-    def decode(self, latents: Tensor) -> object: ...
-
-
 @dataclass(frozen=True)
 class ReconstructionObjective:
     """Absolute plus squared error of the reconstruction, plus kl_weight times the mean KL divergence per latent number.
@@ -187,7 +181,6 @@ class ContrastObjective:
     tower: nn.Module
     space: Space
     conditioner: Conditioner
-    seed: int
 
     def losses(self, batch: Batch) -> Tensor:
         mean, std = self.space.moments(batch.pixels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import secrets
 from collections.abc import Callable
@@ -16,14 +17,24 @@ from accelerate import Accelerator
 
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped
 from finetune.core import files
-from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunStatus, prepare_run_folder
+from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.loop import train
 from finetune.core.method import Method
 from finetune.core.settings import LoopSettings, refuse_changes, to_yaml
 from finetune.core.tracking import Tracker
 
 Settings = TypeVar("Settings", bound=LoopSettings)
-_LIBRARIES = ("filrouge", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "tifffile")
+_LIBRARIES = (
+    "filrouge",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "tifffile",
+)
 
 
 def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *, default_dir: str) -> None:
@@ -81,22 +92,20 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         except BaseException as error:
             tracker.close()
             last = store.find_latest()
-            state = "stopped" if isinstance(error, Stopped) else "failed"
+            state: RunState = "stopped" if isinstance(error, Stopped) else "failed"
             reason = str(error) if isinstance(error, FilrougeError) else f"{type(error).__name__}: {error}"
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")
 
 
-def _tell(status: RunStatus, accelerator: Accelerator, state: str, step: int, reason: str) -> None:
+def _tell(status: RunStatus, accelerator: Accelerator, state: RunState, step: int, reason: str) -> None:
     if accelerator.is_main_process:
         status.write(state, last_durable_step=step, reason=reason)
 
 
 def _mixed_precision(settings: LoopSettings) -> str | None:
     """Return the run's precision; what the launcher was configured with must agree with what was asked for."""
-    import os
-
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     asked = settings.mixed_precision
     if asked is not None and launched not in (None, "", asked):
@@ -115,7 +124,14 @@ def _global_batch(settings: LoopSettings, accelerator: Accelerator) -> int:
 def _max_train_steps(method: Method, settings: LoopSettings, accelerator: Accelerator) -> int:
     if settings.num_train_epochs is None:
         return settings.max_train_steps
-    return math.ceil(settings.num_train_epochs * len(method.dataset) / _global_batch(settings, accelerator))
+    steps = math.ceil(settings.num_train_epochs * len(method.dataset) / _global_batch(settings, accelerator))
+    if settings.lr_warmup_steps >= steps:
+        raise SettingsError(
+            "--lr_warmup_steps",
+            f"found {settings.lr_warmup_steps}, expected fewer than the {steps} steps of {settings.num_train_epochs} "
+            "epochs. Lower it.",
+        )
+    return steps
 
 
 def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_dir: Path) -> list[str]:
@@ -124,7 +140,9 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
     steps = _max_train_steps(method, settings, accelerator)
     parts = {part.name: sum(p.numel() for p in part.named_parameters().values()) for part in method.trainables}
     trained = sum(parts.values())
-    checkpoint_mib = sum(t.nbytes for part in method.trainables for t in part.state().values()) / 2**20 + trained * 8 / 2**20
+    checkpoint_mib = (
+        sum(t.nbytes for part in method.trainables for t in part.state().values()) / 2**20 + trained * 8 / 2**20
+    )
     written = math.ceil(steps / settings.checkpointing_steps)
     kept = min(written, settings.checkpoints_total_limit or written)
     return [
@@ -135,8 +153,7 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
         f"trained     {trained:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
         f"memory      {trained * 16 / 2**20:.1f} MiB for trained weights, gradients and optimizer, beside the model",
         f"disk        {kept} checkpoints of {checkpoint_mib:.1f} MiB",
-        f"device      {accelerator.device}, precision {accelerator.mixed_precision}, "
-        f"{torch.get_num_threads()} threads",
+        f"device      {accelerator.device}, precision {accelerator.mixed_precision}, {torch.get_num_threads()} threads",
     ]
 
 
@@ -168,14 +185,12 @@ def _resume_point(
         for stale in store.clean():
             accelerator.print(f"resume: removed {stale}, left by a save that did not end")
     checkpoint = store.resolve(settings.resume_from_checkpoint)
-    for warning in store.warnings:
-        accelerator.print(f"resume: {warning}")
     before = json.loads((store.run_dir / "manifest.json").read_text(encoding="utf-8"))
     now = json.loads(json.dumps(_manifest(method, settings, store.run_id)))
     problems = [
-        f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now[key]}."
-        for key in ("method", "data", *method.manifest)
-        if before.get(key) != now[key]
+        f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now.get(key)}."
+        for key in ("method", "data", "base_fingerprint")
+        if before.get(key) != now.get(key)
     ]
     if problems:
         raise OutputError(str(store.run_dir), *problems, "Start a new run with another --output_dir.")

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from data.errors import SettingsError
 from data.randomness import derive
+from data.synthetic.world import SIZE_PX
+from pipelines.components import Components, load_components
+from pipelines.spaces import LatentSpace
 
 LATENT_CHANNELS = 4
+M = TypeVar("M", bound=nn.Module)
 # far apart from the start: with the usual 0.02, words are told apart late (measured, docs/design.md)
 TOKEN_SD, PLACE_SD = 0.5, 0.1
 CHANNELS_PER_HEAD = 32
 
 
-def autoencoder(block_out_channels: Sequence[int], size_px: int, seed: int) -> AutoencoderKL:
-    """Return an AutoencoderKL that halves the size between blocks: f = 2 ** (blocks - 1), 4 latent channels."""
+def autoencoder(block_out_channels: Sequence[int], seed: int, init_from: Path | None = None) -> AutoencoderKL:
+    """Return an AutoencoderKL that halves the size between blocks: f = 2 ** (blocks - 1), 4 latent channels.
+
+    init_from: a folder whose weights to start from instead.
+    """
+    if init_from is not None:
+        return _read(AutoencoderKL, init_from)
     blocks = len(block_out_channels)
     with _seeded(seed, "autoencoder"):
         return AutoencoderKL(
-            sample_size=size_px,
+            sample_size=SIZE_PX,
             block_out_channels=tuple(block_out_channels),
             down_block_types=("DownEncoderBlock2D",) * blocks,
             up_block_types=("UpDecoderBlock2D",) * blocks,
@@ -33,8 +47,12 @@ def autoencoder(block_out_channels: Sequence[int], size_px: int, seed: int) -> A
         )
 
 
-def text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int, seed: int) -> CLIPTextModel:
-    """Return a CLIP text model for a tokenizer, its token embeddings far apart."""
+def text_encoder(
+    tokenizer: CLIPTokenizer, width: int, layers: int, seed: int, init_from: Path | None = None
+) -> CLIPTextModel:
+    """Return a CLIP text model for a tokenizer, its token embeddings far apart; or the one in init_from/text_encoder."""
+    if init_from is not None:
+        return _read(CLIPTextModel, init_from / "text_encoder")
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -91,6 +109,67 @@ def scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def contrast_tower(text_width: int, seed: int) -> ContrastTower:
+    """Return the part of a contrast that is thrown away when the text encoder is trained."""
+    with _seeded(seed, "tower"):
+        return ContrastTower(text_width)
+
+
+def latent_space(vae: Path, device: torch.device) -> LatentSpace:
+    """Return the latent space of a trained autoencoder's folder."""
+    return LatentSpace(_read(AutoencoderKL, vae).requires_grad_(False).eval().to(device))
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of the weights in a model's folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def diffusion_components(
+    vae: Path, text_folder: Path, block_out_channels: Sequence[int], seed: int, init_from: Path | None
+) -> Components:
+    """Return a Stable Diffusion with a trained autoencoder and text encoder and a new U-Net.
+
+    text_folder: holds text_encoder/ and tokenizer/. init_from: a whole base model to go on from; then its U-Net and
+    text encoder are taken.
+    """
+    if init_from is not None:
+        return replace(load_components(str(init_from)), vae=_read(AutoencoderKL, vae).requires_grad_(False).eval())
+    autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
+    text = _read(CLIPTextModel, text_folder / "text_encoder")
+    scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    denoiser = unet(block_out_channels, SIZE_PX // scale, text.config.hidden_size, seed)
+    sampler = scheduler()
+    return Components(
+        name="scratch",
+        source="scratch",
+        unet=denoiser,
+        vae=autoencoder,
+        text_encoder=text,
+        tokenizer=CLIPTokenizer.from_pretrained(text_folder / "tokenizer", local_files_only=True),
+        scheduler=DDPMScheduler.from_config(sampler.config),
+        sampler=sampler,
+        fingerprint="",
+    )
+
+
+def _read(cls: type[M], folder: Path) -> M:
+    """Load one part; a folder that does not hold it is a SettingsError."""
+    try:
+        part, report = cls.from_pretrained(  # type: ignore[attr-defined]
+            str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(str(folder), f"holds no {cls.__name__}: {reason}") from None
+    if report["missing_keys"]:
+        raise SettingsError(str(folder), f"lacks weights of its {cls.__name__}, such as {report['missing_keys'][0]}.")
+    return part
 
 
 class ContrastTower(nn.Module):

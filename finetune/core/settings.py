@@ -229,6 +229,49 @@ class LoraSettings(AdapterSettings, ConceptSettings):
     """Fine-tune low-rank updates of a base model's attention on a concept."""
 
 
+class WorldSettings(Settings):
+    """The drawn world of the embedded base."""
+
+    num_images: int = Field(default=24000, ge=1, description="pictures drawn for training")
+    init_from: Path | None = Field(default=None, description="folder of an earlier result to go on from; none: nothing")
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="decay of the average of the weights")
+
+
+class AutoencoderSettings(WorldSettings, LoopSettings):
+    """Train an autoencoder on the drawn world, and on pictures of anything."""
+
+    block_out_channels: tuple[int, ...] = Field(
+        default=(32, 48, 64), min_length=2, description="channels of each block; f = 2 ** (blocks - 1)"
+    )
+    kl_weight: float = Field(default=3e-4, ge=0, description="weight of the divergence from the standard normal law")
+    anything_share: float = Field(default=0.4, ge=0, le=1, description="share of pictures that are not of the world")
+
+
+class TextEncoderSettings(WorldSettings, LoopSettings):
+    """Train a text encoder to find the drawn picture that its caption describes."""
+
+    vae: Path = Field(description="folder of the trained autoencoder")
+    text_width: int = Field(default=128, ge=8, multiple_of=8, description="width of the text encoder")
+    text_layers: int = Field(default=3, ge=1, description="layers of the text encoder")
+
+
+class LatentDiffusionSettings(WorldSettings, LoopSettings, LossSettings):
+    """Train a U-Net from nothing, and a text encoder with it, in the latent space of an autoencoder."""
+
+    vae: Path = Field(description="folder of the trained autoencoder")
+    text_encoder: Path = Field(description="folder of the text encoder to go on from, with its tokenizer")
+    block_out_channels: tuple[int, ...] = Field(
+        default=(48, 96, 160), min_length=2, description="channels of each block of the U-Net"
+    )
+    high_noise_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of timesteps drawn from the noisier half of the schedule"
+    )
+    text_encoder_lr_scale: float = Field(
+        default=0.2, gt=0, description="learning rate of the text encoder, as a factor of the U-Net's"
+    )
+    proportion_empty_prompts: float = Field(default=0.1, ge=0, le=1, description="share of captions left empty")
+
+
 def to_yaml(settings: Settings) -> str:
     """Return the settings as a YAML file that `--config` reads back to equal settings."""
     values = settings.model_dump(mode="json")

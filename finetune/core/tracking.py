@@ -19,13 +19,26 @@ class Tracker:
     A failing TensorBoard is reported once and left out; the run goes on.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int, last_step: int, images_per_step: int, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        last_step: int,
+        images_per_step: int,
+        tensorboard: bool,
+        enabled: bool = True,
+    ) -> None:
+        """enabled: False for all processes of a run but the first, which write nothing."""
         self._path = run_dir / "metrics.jsonl"
-        self._drop_lines_after(first_step)
+        if enabled:
+            self._drop_lines_after(first_step)
         self._images_per_step = images_per_step
-        self._bar = tqdm(total=last_step, initial=first_step, unit="step", desc="train", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=last_step, initial=first_step, unit="step", desc="train", dynamic_ncols=True, disable=not enabled
+        )
         self._started, self._first_step = time.monotonic(), first_step
-        self._writer = _summary_writer(run_dir / "tensorboard") if tensorboard else None
+        self._writer = _summary_writer(run_dir / "tensorboard") if tensorboard and enabled else None
 
     def step(self, step: int, loss: float) -> None:
         seconds = time.monotonic() - self._started
@@ -43,9 +56,6 @@ class Tracker:
         except Exception as error:  # a tracker's fault of any kind must not end a run
             warnings.warn(f"TensorBoard failed and is left out from here on: {error}", stacklevel=2)
             self._writer = None
-
-    def say(self, text: str) -> None:
-        self._bar.write(text)
 
     def close(self) -> None:
         self._bar.close()

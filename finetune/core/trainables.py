@@ -72,7 +72,7 @@ class UNetLora:
         unet.requires_grad_(False)
         config = LoraConfig(
             r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number, its annotation says int
+            lora_alpha=alpha,
             lora_dropout=dropout,
             init_lora_weights="gaussian",
             target_modules=list(ATTENTION),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data.captions import STATES, cell_caption, dropped
-from data.volumes import PLANES
+from data.volumes import PLANES, STATE_FILES
 
 POSITIONS = 4000
 
@@ -23,6 +23,10 @@ POSITIONS = 4000
 )
 def test_each_cell_has_its_words(state: str, plane: str, caption: str) -> None:
     assert cell_caption(state, plane) == caption
+
+
+def test_every_state_that_can_be_opened_has_words() -> None:
+    assert set(STATES) == set(STATE_FILES)
 
 
 def test_no_two_cells_share_their_words() -> None:

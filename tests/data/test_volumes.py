@@ -148,6 +148,21 @@ def write_cut_pages(path: Path, voxels: np.ndarray) -> None:
     path.write_bytes(whole[: int(len(whole) * 0.6)])
 
 
+def with_tag(write: Writer, page: int, tag: str, change: int) -> Writer:
+    """Write a file, then change the one number that a tag of a page holds."""
+
+    def write_changed(path: Path, voxels: np.ndarray) -> None:
+        write(path, voxels)
+        with tifffile.TiffFile(path) as tif:
+            tif.pages.useframes = False
+            found = tif.pages[page].tags[tag]
+        changed = bytearray(path.read_bytes())
+        changed[found.valueoffset : found.valueoffset + 4] = (found.value[0] + change).to_bytes(4, "little")
+        path.write_bytes(changed)
+
+    return write_changed
+
+
 def write_ome_missing_slice(path: Path, voxels: np.ndarray) -> None:
     tifffile.imwrite(path, voxels, ome=True, metadata={"axes": "ZYX"}, photometric="minisblack")
     path.write_bytes(path.read_bytes().replace(b'SizeZ="8"', b'SizeZ="9"'))
@@ -160,7 +175,7 @@ BAD: dict[str, tuple[Writer, str]] = {
     "text": (lambda path, _voxels: path.write_text("a letter, not a scan\n" * 9), "not a TIFF"),
     "renamed PNG": (lambda path, voxels: Image.fromarray(voxels[0].astype(np.uint8)).save(path, "PNG"), "not a TIFF"),
     "bad first offset": (write_bad_offset, "damaged|tifffile warns"),
-    "cut generic": (cut(0.6, metadata=None), "incomplete"),
+    "cut generic": (cut(0.6, metadata=None), "tifffile warns"),
     "cut ImageJ": (cut(0.6, imagej=True, metadata={"axes": "ZYX"}), "declares 960 voxels, found 120"),
     "cut shaped": (cut(0.6), "incomplete"),
     "cut OME": (cut(0.6, ome=True, metadata={"axes": "ZYX"}), "incomplete"),
@@ -169,7 +184,10 @@ BAD: dict[str, tuple[Writer, str]] = {
     "cut tiled": (cut(0.6, tile=(16, 16)), "incomplete"),
     "bit rot in zlib": (write_rotten, "cannot be read"),
     "one page of another height": (write_other_height, "9 x 10"),
-    "OME missing slice": (write_ome_missing_slice, "missing|incomplete"),
+    "OME missing slice": (write_ome_missing_slice, "pages of it are missing"),
+    "page without data": (with_tag(write_page_by_page, 5, "StripByteCounts", -240), "hold no data"),
+    "page beyond the end": (with_tag(write_page_by_page, 5, "StripOffsets", 10_000), "reach to byte"),
+    "page elsewhere": (with_tag(by_tifffile(), 4, "StripOffsets", 240), "page 4 lies elsewhere"),
     "one 2D page": (lambda path, voxels: tifffile.imwrite(path, voxels[0]), "one 2D image"),
     "planar RGB": (
         lambda path, voxels: tifffile.imwrite(path, voxels[:3].astype(np.uint8), photometric="rgb"),

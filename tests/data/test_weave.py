@@ -106,7 +106,6 @@ def test_grey_levels_follow_attenuation() -> None:
 def test_contrast_to_noise_of_the_dry_state_is_nine() -> None:
     volume = small("dry")
     deep = gaussian_filter((volume.label == 0).astype(np.float32), 2) > 0.98
-    # rings add 1.2 % of the tow's attenuation to the noise
     contrast = 50_000 * 0.787 * 0.48
     assert contrast / volume.grey[deep].std() == pytest.approx(9, abs=1.0)
 
