@@ -3,8 +3,8 @@
     python benchmarks/swatch_scores.py [--base FOLDER] [--num_prompts 500]
 
 Prints a table and writes scores.json and a sheet of pictures into --output_dir. Colours: the check of
-`pipelines.metrics.world_judge`. Texture, shape and number: a classifier trained here on drawn pictures, whose own accuracy
-on other drawn pictures is printed first. Autoencoder: PSNR on drawings of held-out combinations.
+`pipelines.metrics.world_judge`. Texture, shape and number: a classifier trained here on drawn pictures, whose own
+accuracy on other drawn pictures is printed first. Autoencoder: PSNR on drawings of held-out combinations.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pipelines.sampling import sample
-from pipelines.sheets import Row, save_png, sheet
 from tqdm import tqdm
 
 from data.randomness import generator
 from data.synthetic.world import Scene, all_scenes, draw
 from pipelines.components import build_pipeline, load_components
 from pipelines.metrics.world_judge import colours_named, content_named, drawn_pictures, train_classifier
+from pipelines.sampling import sample
+from pipelines.sheets import Row, save_png, sheet
 
 KINDS = ("texture", "shape", "textured shape")
 

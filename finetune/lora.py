@@ -42,7 +42,7 @@ def build(settings: LoraSettings, accelerator: Accelerator) -> Method:
         dataset=dataset,
         objective=assembly.noise_objective(settings, settings.seed, components),
         trainables=(adapter,),
-        export=exports.lora(settings, components, adapter, dataset),
+        export=exports.lora(settings, components, dataset),
         preview=assembly.preview(settings, components, dataset.captions),
         manifest=assembly.origin(settings, components, dataset),
     )

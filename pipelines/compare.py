@@ -79,8 +79,8 @@ def score(
 ) -> dict[str, Any]:
     """Return skill per caption and overall, and how often a classifier of real slices names the right plane.
 
-    Pictures by caption: float32 (N, H, W, 3) in [0, 1]. Distance: the squared centroid distance to the held-out slices in
-    TexStat features of the grey image; skill is 0 at the base's distance and 1 at that of the real training
+    Pictures by caption: float32 (N, H, W, 3) in [0, 1]. Distance: the squared centroid distance to the held-out slices
+    in TexStat features of the grey image; skill is 0 at the base's distance and 1 at that of the real training
     slices. The classifier is the nearest centroid of the real training slices of each plane.
     """
     import numpy as np

@@ -18,7 +18,7 @@ from data.errors import OutputError
 from finetune.core import files
 from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
 from finetune.core.settings import LoraSettings, to_yaml
-from finetune.core.trainables import ADAPTER, UNetLora, WholeModule
+from finetune.core.trainables import ADAPTER, WholeModule
 from pipelines.adapters import export_lora, load_adapter
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.sampling import sample
@@ -29,9 +29,7 @@ LARGEST_DIFFERENCE = 2
 _NUM_SCALED = 500  # pictures on which the scale of latents is measured
 
 
-def lora(
-    settings: LoraSettings, components: Components, adapter: UNetLora, dataset: SliceDataset
-) -> Callable[[Path], list[str]]:
+def lora(settings: LoraSettings, components: Components, dataset: SliceDataset) -> Callable[[Path], list[str]]:
     """Return the export of a run that trained low-rank adapters of the U-Net.
 
     The export writes `pytorch_lora_weights.safetensors` and a card, draws `final.png` with the weights in memory, draws

@@ -109,8 +109,8 @@ def train(
             if stop:
                 raise Stopped(
                     str(store.run_dir),
-                    f"stopped after step {done} of {max_train_steps}, everything is saved. To go on, repeat the command "
-                    "with --resume_from_checkpoint latest.",
+                    f"stopped after step {done} of {max_train_steps}, everything is saved. To go on, repeat the "
+                    "command with --resume_from_checkpoint latest.",
                     exit_code=128 + stop,
                 )
             if (

@@ -17,7 +17,6 @@ from finetune.core.method import Batch
 from pipelines.components import PredictionType
 
 
-
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 

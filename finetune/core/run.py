@@ -1,4 +1,4 @@
-"""One run from its settings to its artefact: folder, lock, plan, training, export, and a status that tells the truth."""
+"""One run from its settings to its artefact: folder, lock, plan, training, export, and a truthful status."""
 
 from __future__ import annotations
 

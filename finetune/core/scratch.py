@@ -50,7 +50,10 @@ def autoencoder(block_out_channels: Sequence[int], seed: int, init_from: Path | 
 def text_encoder(
     tokenizer: CLIPTokenizer, width: int, layers: int, seed: int, init_from: Path | None = None
 ) -> CLIPTextModel:
-    """Return a CLIP text model for a tokenizer, its token embeddings far apart; or the one in init_from/text_encoder."""
+    """Return a CLIP text model for a tokenizer, its token embeddings far apart.
+
+    init_from: a folder whose text_encoder/ to start from instead.
+    """
     if init_from is not None:
         return _read(CLIPTextModel, init_from / "text_encoder")
     config = CLIPTextConfig(
