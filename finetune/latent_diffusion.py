@@ -33,8 +33,9 @@ def build(settings: LatentDiffusionSettings, accelerator: Accelerator) -> Method
         settings.vae, settings.text_encoder, settings.block_out_channels, settings.seed, settings.init_from
     )
     components = assembly.placed(components, settings, accelerator)
-    unet = WholeModule("unet", components.unet, settings.ema_decay)
-    text = WholeModule("text_encoder", components.text_encoder, settings.ema_decay)
+    parts = [WholeModule("unet", components.unet, settings.ema_decay)]
+    if settings.train_text_encoder:
+        parts.append(WholeModule("text_encoder", components.text_encoder, settings.ema_decay))
     dataset = WorldDataset(
         settings.seed, settings.num_images, proportion_empty_prompts=settings.proportion_empty_prompts
     )
@@ -42,11 +43,15 @@ def build(settings: LatentDiffusionSettings, accelerator: Accelerator) -> Method
         name="latent_diffusion",
         dataset=dataset,
         objective=assembly.noise_objective(
-            settings, settings.seed, components, frozen_text=False, high_noise_share=settings.high_noise_share
+            settings,
+            settings.seed,
+            components,
+            frozen_text=not settings.train_text_encoder,
+            high_noise_share=settings.high_noise_share,
         ),
-        trainables=(unet, text),
-        export=exports.pipeline(components, (unet, text)),
-        preview=assembly.preview(settings, components, dataset.captions, averaged=(unet, text)),
+        trainables=tuple(parts),
+        export=exports.pipeline(components, tuple(parts)),
+        preview=assembly.preview(settings, components, dataset.captions, averaged=tuple(parts)),
         learning_rate_scale={"text_encoder": settings.text_encoder_lr_scale},
         manifest={"vae": scratch.fingerprint(settings.vae)},
     )

@@ -36,6 +36,7 @@ def build(settings: LoraSettings, accelerator: Accelerator) -> Method:
         alpha=settings.lora_alpha or settings.rank,
         dropout=settings.lora_dropout,
         seed=settings.seed,
+        convolutions=settings.target == "attention+conv",
     )
     return Method(
         name="lora",

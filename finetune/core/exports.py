@@ -135,6 +135,10 @@ def pipeline(components: Components, parts: tuple[WholeModule, ...]) -> Callable
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(target)
+        # transformers (5.23) reads weights in the precision that the config names, and diffusers the rest in float32
+        config = target / "text_encoder" / "config.json"
+        facts = json.loads(config.read_text(encoding="utf-8"))
+        files.write_json_atomic(config, {**facts, "dtype": "float32"})
         reloaded = load_components(str(target))
         for name, module in halved.items():
             stored = getattr(reloaded, name).state_dict()

@@ -209,6 +209,9 @@ class OutputSettings(Settings):
 class AdapterSettings(Settings):
     """Adapter."""
 
+    target: Literal["attention", "attention+conv"] = Field(
+        default="attention", description="adapted layers: attention projections, or the convolutions of ResNets too"
+    )
     rank: int = Field(default=16, ge=1, description="rank of each update")
     lora_alpha: float | None = Field(
         default=None, gt=0, description="the update is scaled by lora_alpha / rank; none: rank"
@@ -269,6 +272,7 @@ class LatentDiffusionSettings(WorldSettings, LoopSettings, LossSettings):
     text_encoder_lr_scale: float = Field(
         default=0.2, gt=0, description="learning rate of the text encoder, as a factor of the U-Net's"
     )
+    train_text_encoder: bool = Field(default=True, description="train the text encoder with the U-Net")
     proportion_empty_prompts: float = Field(default=0.1, ge=0, le=1, description="share of captions left empty")
 
 

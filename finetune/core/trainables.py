@@ -14,6 +14,7 @@ from data.randomness import derive
 
 ADAPTER = "filrouge"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
 
 
 class WholeModule:
@@ -59,15 +60,19 @@ class WholeModule:
 
 
 class UNetLora:
-    """Low-rank adapters on the attention projections of a U-Net (Hu et al. 2021), the U-Net's own weights frozen.
+    """Low-rank adapters in a U-Net (Hu et al. 2021), the U-Net's own weights frozen.
 
+    They sit on the attention projections and, with convolutions, on those of the ResNet blocks and on what feeds them
+    the timestep.
     The adapters' weights are float32 whatever the precision of the U-Net. Their change to a layer's output is scaled
     by alpha / rank; it is zero before the first step, as the second factor starts at zero.
     """
 
     name = "unet_lora"
 
-    def __init__(self, unet: nn.Module, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
+    def __init__(
+        self, unet: nn.Module, *, rank: int, alpha: float, dropout: float, seed: int, convolutions: bool = False
+    ) -> None:
         self.module = unet
         unet.requires_grad_(False)
         config = LoraConfig(
@@ -75,7 +80,7 @@ class UNetLora:
             lora_alpha=alpha,
             lora_dropout=dropout,
             init_lora_weights="gaussian",
-            target_modules=list(ATTENTION),
+            target_modules=[*ATTENTION, *(CONVOLUTIONS if convolutions else ())],
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "lora"))

@@ -60,6 +60,15 @@ def test_adapters_are_float32_on_a_bf16_base(unet: UNet2DConditionModel) -> None
     assert frozen == {torch.bfloat16}
 
 
+def test_convolutions_are_adapted_when_asked(unet: UNet2DConditionModel, tiny_base_dir: Path) -> None:
+    other = UNet2DConditionModel.from_pretrained(tiny_base_dir / "unet", use_safetensors=True)
+    attention = UNetLora(unet, rank=4, alpha=4, dropout=0.0, seed=0).named_parameters()
+    both = UNetLora(other, rank=4, alpha=4, dropout=0.0, seed=0, convolutions=True).named_parameters()
+    assert all(".attn" in name for name in attention)
+    assert attention.keys() < both.keys()
+    assert any(".resnets.0.conv1.lora_A" in name for name in both)
+
+
 def test_adapters_depend_on_their_seed_and_on_nothing_else(tiny_base_dir: Path) -> None:
     def weights(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
