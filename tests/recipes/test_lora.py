@@ -43,7 +43,8 @@ def command(tiny_base_dir: Path, volumes: Path, tmp_path: Path) -> list[str]:
         *(str(ROOT / "finetune/lora.py"), "--concept", "sf_dry", "--data_root", str(volumes)),
         *("--pretrained_model_name_or_path", str(tiny_base_dir), "--num_threads", "1"),
         *("--train_batch_size", "2", "--max_train_steps", "6", "--checkpointing_steps", "2"),
-        *("--num_validation_images", "1", "--logging_steps", "1", "--output_dir", str(tmp_path / "run")),
+        *("--num_validation_images", "1", "--logging_steps", "1"),
+        *("--learning_rate", "1e-4", "--lr_scheduler", "constant", "--output_dir", str(tmp_path / "run")),
     ]
 
 
@@ -163,8 +164,9 @@ def test_two_processes_train_the_same_adapter_as_one(command: list[str], tmp_pat
     """
     command = [*command[:-2], "--adam_epsilon", "0.001", "--learning_rate", "0.01", *command[-2:]]
     one = _run([*command[:-1], str(tmp_path / "one")])
-    arguments = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/multi_cpu.yaml", *command]
-    two = _run([*arguments, "--train_batch_size", "1"])
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
+    two = _run([*arguments, "--train_batch_size", "1"], ACCELERATE_USE_CPU="true")
+    assert "2 processes" in two.stdout
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     with safe_open(tmp_path / "one" / WEIGHTS, "pt") as a, safe_open(tmp_path / "run" / WEIGHTS, "pt") as b:
         for key in a.keys():  # noqa: SIM118

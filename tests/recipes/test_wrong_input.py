@@ -144,7 +144,7 @@ def test_any_stable_diffusion_folder_is_a_base(
     cross_attention_dim: int, prediction_type: str, root: Path, make_tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The two kinds differ in the text width (768, 1024) and in what is predicted; here at a twentieth of the size."""
-    base = make_tiny_base(cross_attention_dim=cross_attention_dim, prediction_type=prediction_type)
+    base = make_tiny_base(tmp_path / "base", cross_attention_dim=cross_attention_dim, prediction_type=prediction_type)
     result = _train(root, base, tmp_path / "run", "--train_batch_size", "2", "--num_validation_images", "1")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
