@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 
 def main(settings: LoraSettings) -> None:
+    from data.concepts import CONCEPTS, load_concept
+
+    load_concept(settings.concept, CONCEPTS)  # a wrong name is told before torch is loaded
+
     from finetune.core.run import run
 
     run(settings, build, default_dir=f"{settings.concept}-lora")

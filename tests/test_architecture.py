@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -71,3 +73,19 @@ def test_every_yaml_file_can_be_read() -> None:
     assert len(files) >= 20
     for path in files:
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
+
+
+def test_a_foreign_package_of_the_same_name_is_named(tmp_path: Path) -> None:
+    """`data` is a common name: one in the working directory is harmless, one earlier on the path is told."""
+    decoy = tmp_path / "data"
+    decoy.mkdir()
+    (decoy / "__init__.py").write_text("")
+    command = [sys.executable, str(ROOT / "finetune" / "lora.py"), "--help"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    beside = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert beside.returncode == 0, beside.stderr
+    environment["PYTHONPATH"] = str(tmp_path)
+    before = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert before.returncode != 0
+    assert f"found in {decoy}" in before.stderr
+    assert "pip install -e" in before.stderr

@@ -41,9 +41,12 @@ def base(settings: ConceptSettings, accelerator: Accelerator) -> Components:
 def placed(components: Components, settings: LoopSettings, accelerator: Accelerator) -> Components:
     """Move a model to the run's device; what is trained of it is brought back to float32 by its trainable."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    components.unet.to(accelerator.device, dtype)
+    components.unet.to(accelerator.device)
     components.vae.to(accelerator.device)  # in float32: half precision overflows in it
-    components.text_encoder.to(accelerator.device, dtype)
+    components.text_encoder.to(accelerator.device)
+    if dtype != torch.float32:
+        components.unet.to(dtype)
+        components.text_encoder.to(dtype)
     if settings.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
     return components

@@ -177,7 +177,9 @@ def _check_reload(settings: LoraSettings, components: Components, folder: Path, 
     fresh = fresh.predicting(components.prediction_type)
     parts = (components.unet, fresh.unet), (components.vae, fresh.vae), (components.text_encoder, fresh.text_encoder)
     for trained, reloaded in parts:
-        reloaded.to(trained.device, trained.dtype)
+        reloaded.to(trained.device)
+        if reloaded.dtype != trained.dtype:
+            reloaded.to(trained.dtype)
     load_adapter(build_pipeline(fresh), folder, base_fingerprint=fresh.fingerprint)
     difference = float(np.abs(_final_picture(fresh, prompt) - live).max()) * 255
     if not difference <= LARGEST_DIFFERENCE:
