@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--num_prompts", type=int, default=500)
     parser.add_argument("--judge_steps", type=int, default=3000)
     parser.add_argument("--num_inference_steps", type=int, default=30)
-    parser.add_argument("--guidance_scale", type=float, default=4.0)
+    parser.add_argument("--guidance_scale", type=float, default=5.0)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/swatch-scores"))
     return parser.parse_args()
 
