@@ -20,5 +20,7 @@ stage finetune/latent_diffusion.py $runs/together --config configs/methods/swatc
     --vae $runs/autoencoder/vae --text_encoder $runs/text_encoder
 stage finetune/latent_diffusion.py $runs/unet --config configs/methods/swatch/unet.yaml \
     --vae $runs/autoencoder/vae --text_encoder $runs/text_encoder --init_from $runs/together/pipeline
-.venv/bin/python benchmarks/swatch_scores.py --base $runs/unet/pipeline --output_dir $runs/scores
-echo "The model is in $runs/unet/pipeline; copy it over pipelines/swatch to ship it."
+stage finetune/latent_diffusion.py $runs/fine --config configs/methods/swatch/fine.yaml \
+    --vae $runs/autoencoder/vae --text_encoder $runs/text_encoder --init_from $runs/unet/pipeline
+.venv/bin/python benchmarks/swatch_scores.py --base $runs/fine/pipeline --output_dir $runs/scores
+echo "The model is in $runs/fine/pipeline; copy it over pipelines/swatch to ship it."
