@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from data.errors import DiskError, FilrougeError, OutOfMemoryError
+from data.errors import DiskError, FilrougeError, OutOfMemoryError, SettingsError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are a SettingsError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(self.prog, f"{message}. See --help.")
 
 
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:

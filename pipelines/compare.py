@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import DataError, OutputError, SettingsError
-from data.exits import exit_code
+from data.errors import DataError, OutputError
+from data.exits import Parser, exit_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = _same_data(arguments.adapter, manifest)
     captions = dataset.captions
     count = arguments.num_images
-    components = load_components(manifest["base"])
+    components = load_components(manifest["base"]).predicting(manifest["prediction_type"])
     drawn: dict[str, dict[str, np.ndarray]] = {}
     with tqdm(total=2 * count * len(captions), unit="image", desc="draw") as bar:
         for name in ("base", "adapter"):
@@ -212,26 +212,21 @@ def _same_data(folder: Path, manifest: Mapping[str, Any]) -> SliceDataset:
         resolution=data["resolution_px"],
         seed=data["seed"],
         um_per_px=data["um_per_px"],
+        held_out_fraction=manifest["held_out_fraction"],
     )
-    now = dataset.manifest()["volumes"]
-    assert isinstance(now, dict)
+    now = json.loads(json.dumps(dataset.manifest()["volumes"]))
     changed = [
-        f"{volume['file']} is not the volume of the run: its content has changed."
+        f"{volume['file']} is not the volume of the run: its content has changed, or its window, planes or split."
         for state, volume in data["volumes"].items()
-        if now[state]["content_hash"] != volume["content_hash"]
+        if now[state] != volume
     ]
     if changed:
         raise DataError(str(folder), *changed)
     return dataset
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise SettingsError(self.prog, f"{message}. See --help.")
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, required=True, help="run folder of finetune/lora.py")
     parser.add_argument("--num_images", type=int, default=64, help="images for each caption (default: 64)")
     parser.add_argument("--num_inference_steps", type=int, default=30, help="denoising steps (default: 30)")

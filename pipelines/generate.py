@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import OutputError, SettingsError
-from data.exits import exit_code
+from data.errors import OutputError
+from data.exits import Parser, exit_code
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 
 if TYPE_CHECKING:
@@ -129,13 +129,8 @@ def _output_folder(arguments: argparse.Namespace) -> Path:
     return Path(above) / f"generated-{number}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise SettingsError(self.prog, f"{message}. See --help.")
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, help="run folder or file of an adapter; none: the base alone")
     parser.add_argument("--prompts", type=Path, required=True, help="text file, one prompt in each line")
     parser.add_argument("--seeds", default="0-7", help="one image each for every prompt (default: 0-7)")

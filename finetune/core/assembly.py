@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from data.concepts import load_concept
+from data.concepts import CONCEPTS, load_concept
 from data.dataset import SliceDataset, build_slice_dataset
 from data.synthetic.weave import ensure_volumes
 from finetune.core.cache import CachedConditioner, CachedSpace
-from finetune.core.cli import CONFIG_DIR
 from finetune.core.objective import NoiseObjective, unet_denoiser
 from finetune.core.settings import ConceptSettings, LoopSettings, LossSettings
 from finetune.core.trainables import WholeModule
@@ -54,7 +53,7 @@ def placed(components: Components, settings: LoopSettings, accelerator: Accelera
 
 def concept_images(settings: ConceptSettings, components: Components, accelerator: Accelerator) -> SliceDataset:
     """Open the concept's volumes, or the generated stand-ins where no data root is given, and say so."""
-    concept = load_concept(settings.concept, CONFIG_DIR / "concepts")
+    concept = load_concept(settings.concept, CONCEPTS)
     data_root = settings.data_root
     if data_root is None:
         data_root = ensure_volumes(Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "filrouge")))
@@ -133,12 +132,14 @@ def preview(
     return draw
 
 
-def origin(settings: ConceptSettings, components: Components, dataset: SliceDataset) -> dict[str, str | None]:
+def origin(settings: ConceptSettings, components: Components, dataset: SliceDataset) -> dict[str, str | float]:
     """Return where a run's base and images came from, for its manifest."""
     files = [cell.training.volume.spec.path for cell in dataset.cells]
     return {
-        "base": components.source,
+        "base": components.name,
         "base_fingerprint": components.fingerprint,
         "concept": settings.concept,
         "data_root": str(files[0].parent.resolve()),
+        "held_out_fraction": settings.held_out_fraction,
+        "prediction_type": components.prediction_type,
     }

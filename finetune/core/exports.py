@@ -38,7 +38,7 @@ def lora(settings: LoraSettings, components: Components, dataset: SliceDataset) 
 
     def export(folder: Path) -> list[str]:
         facts = {
-            "base": components.source,
+            "base": components.name,
             "base_fingerprint": components.fingerprint,
             "prediction_type": components.prediction_type,
             "concept": settings.concept,

@@ -42,6 +42,7 @@ def run(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = _run(
         *("finetune/lora.py", "--concept", "sf_dry", "--data_root", str(root), "--output_dir", str(folder)),
         *("--pretrained_model_name_or_path", str(tiny_base_dir), "--max_train_steps", "2", "--train_batch_size", "2"),
+        *("--held_out_fraction", "0.4"),
         *("--lr_warmup_steps", "0", "--num_validation_images", "1", "--learning_rate", "0.01"),
     )
     assert result.returncode == 0, result.stderr
@@ -154,6 +155,8 @@ def test_compare_draws_the_picture_and_says_the_numbers(run: Path) -> None:
     assert f"Look at {picture}" in result.stdout
     assert Image.open(picture).height > 9 * 32
     scores = json.loads((run / "compare" / "scores.json").read_text())
+    recorded = json.loads((run / "manifest.json").read_text())
+    assert recorded["held_out_fraction"] == 0.4  # another share would judge on slices of the training block
     assert set(scores["captions"]) == {"sf_dry sf_thickness", "sf_dry sf_warp", "sf_dry sf_weft"}
     assert 0 <= scores["plane_accuracy"]["adapter"] <= 1
 
