@@ -37,7 +37,10 @@ def build(settings: LatentDiffusionSettings, accelerator: Accelerator) -> Method
     if settings.train_text_encoder:
         parts.append(WholeModule("text_encoder", components.text_encoder, settings.ema_decay))
     dataset = WorldDataset(
-        settings.seed, settings.num_images, proportion_empty_prompts=settings.proportion_empty_prompts
+        settings.seed,
+        settings.num_images,
+        proportion_empty_prompts=settings.proportion_empty_prompts,
+        textured_shape_share=settings.textured_shape_share,
     )
     return Method(
         name="latent_diffusion",

@@ -17,6 +17,7 @@ class WorldDataset:
 
     anything_share: this share of the visits shows a picture of anything (`world.draw_anything`, a new one each time)
     under the empty caption, for an autoencoder. complete_captions: say everything in each caption.
+    textured_shape_share: see `world.World`.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class WorldDataset:
         proportion_empty_prompts: float = 0.0,
         anything_share: float = 0.0,
         complete_captions: bool = False,
+        textured_shape_share: float = 1 / 3,
     ) -> None:
-        self._world = World(seed, num_images)
+        self._world = World(seed, num_images, textured_shape_share=textured_shape_share)
         self._seed = seed
         self._proportion_empty_prompts = proportion_empty_prompts
         self._anything_share, self._complete_captions = anything_share, complete_captions
@@ -58,6 +60,7 @@ class WorldDataset:
             "num_images": len(self),
             "anything_share": self._anything_share,
             "complete_captions": self._complete_captions,
+            "textured_shape_share": self._world.textured_shape_share,
         }
 
 

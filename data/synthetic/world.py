@@ -74,12 +74,16 @@ def all_scenes() -> list[Scene]:
 class World:
     """The training side of the world: position -> (pixels, caption), a pure function of seed and position.
 
-    A third of the pictures are textures, a third shapes, a third textured shapes. `short_captions` is the share of
-    captions that say less than the picture shows ("a texture", "a striped texture", "two circles").
+    `textured_shape_share` of the pictures are textured shapes, the rest evenly textures and plain shapes.
+    `short_captions` is the share of captions that say less than the picture shows ("a texture", "a striped texture",
+    "two circles").
     """
 
-    def __init__(self, seed: int, num_images: int, short_captions: float = 0.15) -> None:
+    def __init__(
+        self, seed: int, num_images: int, short_captions: float = 0.15, textured_shape_share: float = 1 / 3
+    ) -> None:
         self.seed, self.num_images, self.short_captions = seed, num_images, short_captions
+        self.textured_shape_share = textured_shape_share
         training = [scene for scene in all_scenes() if not scene.held_out]
         self._kinds = (
             [s for s in training if not s.shape],
@@ -92,7 +96,8 @@ class World:
 
     def scene(self, index: int) -> Scene:
         rng = generator(self.seed, "scene", index)
-        kind = self._kinds[rng.integers(3)]
+        textured_shape = rng.random() < self.textured_shape_share
+        kind = self._kinds[2 if textured_shape else rng.integers(2)]
         return kind[rng.integers(len(kind))]
 
     def caption(self, index: int) -> str:

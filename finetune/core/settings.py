@@ -269,6 +269,9 @@ class LatentDiffusionSettings(WorldSettings, LoopSettings, LossSettings):
     high_noise_share: float = Field(
         default=0.5, ge=0, le=1, description="share of timesteps drawn from the noisier half of the schedule"
     )
+    textured_shape_share: float = Field(
+        default=1 / 3, ge=0, le=1, description="share of the pictures that are textured shapes, the hardest to learn"
+    )
     text_encoder_lr_scale: float = Field(
         default=0.2, gt=0, description="learning rate of the text encoder, as a factor of the U-Net's"
     )

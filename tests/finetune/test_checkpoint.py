@@ -760,7 +760,12 @@ with RunLock(Path(sys.argv[1])):
 """
 _FORK_AND_HOLD = _HOLD.replace(
     '    print("held"',
-    '    import os\n    child = os.fork()\n    if child: print(child, end=" ")\n    if child: print("held"',
+    """    import os
+    running, told = os.pipe()
+    child = os.fork()
+    os.read(running, 1) if child else os.write(told, b"1")  # the child has left the fork, and its handlers
+    if child: print(child, end=" ")
+    if child: print("held\"""",
 )
 _TRY = """
 import sys
