@@ -19,7 +19,7 @@ from data.synthetic.pictures import WorldDataset
 from finetune.core.cache import CachedConditioner, CachedSpace
 from finetune.core.method import Batch
 from finetune.core.objective import NoiseObjective, unet_denoiser
-from finetune.core.trainables import UNetLora
+from finetune.core.trainables import ATTENTION, Lora, LoraShape
 from pipelines.components import build_pipeline, load_components
 from pipelines.conditioning import TextConditioner
 from pipelines.sampling import sample
@@ -44,10 +44,10 @@ def main() -> None:
     print(f"{NUM_IMAGES / batched:.1f} images/s: {single / batched:.2f} times as fast, largest difference", end=" ")
     print(f"{np.abs(together - alone).max() * 255:.3f} of 255 grey levels")
 
-    part = UNetLora(components.unet, rank=16, alpha=16, dropout=0.0, seed=0)
+    part = Lora("unet_lora", components.unet, ATTENTION, LoraShape(16, 16.0), seed=0)
     space, text = LatentSpace(components.vae), TextConditioner(components.tokenizer, components.text_encoder)
     dataset = WorldDataset(0, BATCH)
-    batch = Batch.collate([(position, dataset.sample(position)) for position in range(BATCH)])
+    batch = Batch.collate([[(position, dataset.sample(position))] for position in range(BATCH)])
     seconds = []
     for cached in (True, False):
         objective = NoiseObjective(

@@ -1,10 +1,15 @@
-"""Concepts: which cells of the grid state x plane are trained on, and the class noun they belong to.
+"""Concepts: which images are trained on, and the class noun they belong to.
 
-A concept is a YAML file, `configs/concepts/<name>.yaml`:
+A concept is a YAML file, `configs/concepts/<name>.yaml`, which selects either cells of the grid state x plane
 
     states: [dry, compacted]       # of data.captions.STATES
     planes: [warp]                 # of data.volumes.PLANES
     class_noun: slice
+
+or classes of textures, and then each class is a concept too, named <name>_<class>:
+
+    textures: all                  # or a list of data.dtd.CLASSES
+    class_noun: texture
 """
 
 from __future__ import annotations
@@ -12,18 +17,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from data.captions import STATES, cell_caption
+from data.dtd import CLASSES
 from data.errors import SettingsError, nearest
 from data.volumes import PLANES
 
 CONCEPTS = Path(__file__).resolve().parents[1] / "configs" / "concepts"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file name that cannot lead out of its folder
 _KEYS = ("states", "planes", "class_noun")
+_TEXTURE_KEYS = ("textures", "class_noun")
 
 
 @dataclass(frozen=True)
@@ -40,25 +47,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Concept:
-    """The cells that one training run is about, and the noun of the class they belong to."""
+    """What one training run is about, cells or else classes of textures, and the noun of the class they belong to."""
 
     name: str
     cells: tuple[Cell, ...]
     class_noun: str
+    textures: tuple[str, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The distinct captions, in the order of the cells."""
-        return tuple(dict.fromkeys(cell.caption for cell in self.cells))
+        """The distinct captions, in the order of the cells or textures."""
+        cells = [cell.caption for cell in self.cells]
+        return tuple(dict.fromkeys(cells + [texture_caption(name) for name in self.textures]))
+
+
+def texture_caption(name: str) -> str:
+    """Return the word for images of one class of textures, as "dtd_polka-dotted"."""
+    assert name in CLASSES, f"texture {name!r} is none of DTD's"
+    return f"dtd_{name}"
 
 
 def concept_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the concepts that a folder describes, sorted; empty where there is no such folder."""
-    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if _NAME.fullmatch(path.stem)))
+    """Return the names of the concepts that a folder describes, sorted; empty where there is no such folder.
+
+    A file of textures stands for itself and for each of its classes. A file that cannot be used is listed by its own
+    name only: what is wrong with it is told when it is loaded.
+    """
+    files = _file_names(folder)
+    return tuple(sorted({*files, *_texture_names(files, folder)}))
 
 
 def load_concept(name: str, folder: Path) -> Concept:
-    """Return the concept that `folder/<name>.yaml` describes.
+    """Return the concept that `folder/<name>.yaml` describes, or one class of a file of textures.
 
     Raises SettingsError for a name that is no concept, and for a file in which anything is wrong, with all of it.
     """
@@ -66,22 +86,63 @@ def load_concept(name: str, folder: Path) -> Concept:
         raise SettingsError(
             "--concept", f"found {name!r}, expected 1 to 64 of the letters A-Z a-z 0-9 _ and -. Give a concept's name."
         )
-    path = folder / f"{name}.yaml"
+    files = _file_names(folder)
+    if name in files:  # a file of its own comes before a class of another
+        return _read_concept(name, folder)
+    for file in files:
+        texture = name.removeprefix(f"{file}_")
+        if texture != name and texture in CLASSES:
+            concept = _read_concept(file, folder)
+            if texture in concept.textures:
+                return replace(concept, name=name, textures=(texture,))
     known = concept_names(folder)
-    if name not in known:
-        advice = nearest(name, known) if known else " That folder holds no concept at all."
-        raise SettingsError("--concept", f"no concept {name!r} in {folder}.{advice}")
+    advice = nearest(name, known) if known else " That folder holds no concept at all."
+    raise SettingsError("--concept", f"no concept {name!r} in {folder}.{advice}")
+
+
+def _file_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if _NAME.fullmatch(path.stem)))
+
+
+def _texture_names(files: Sequence[str], folder: Path) -> list[str]:
+    """Return the names of the single classes of all files of textures that can be used."""
+    names = []
+    for file in files:
+        try:
+            concept = _read_concept(file, folder)
+        except SettingsError:
+            continue
+        names += [f"{file}_{texture}" for texture in concept.textures]
+    return names
+
+
+def _read_concept(name: str, folder: Path) -> Concept:
+    """Return the concept of one file; raise SettingsError with everything that is wrong in it."""
+    path = folder / f"{name}.yaml"
     content = _read_mapping(path)
-    problems = [f"{key}: unknown key.{nearest(str(key), _KEYS)}" for key in content if key not in _KEYS]
-    states = _names_of(content, "states", STATES, problems)
-    planes = _names_of(content, "planes", PLANES, problems)
+    has_cells, has_textures = "states" in content or "planes" in content, "textures" in content
+    keys = [*_KEYS, "textures"]
+    if has_cells != has_textures:
+        keys = list(_TEXTURE_KEYS if has_textures else _KEYS)
+    problems = [f"{key}: unknown key.{nearest(str(key), keys)}" for key in content if key not in keys]
+    states: tuple[str, ...] = ()
+    planes: tuple[str, ...] = ()
+    textures: tuple[str, ...] = ()
+    if has_cells:
+        states = _names_of(content, "states", STATES, problems)
+        planes = _names_of(content, "planes", PLANES, problems)
+    if has_textures:
+        textures = CLASSES if content["textures"] == "all" else _names_of(content, "textures", CLASSES, problems)
+    if has_cells == has_textures:
+        found = "found both states or planes and textures" if has_cells else "found neither states, planes nor textures"
+        problems.append(f"{found}, expected states and planes, or else textures. Keep one kind in a file.")
     noun = content.get("class_noun")
     if not isinstance(noun, str) or not noun.strip():
         problems.append(f"class_noun: {_found(content, 'class_noun')}, expected a word, as in `class_noun: slice`.")
     if problems:
         raise SettingsError(str(path), *problems)
     assert isinstance(noun, str)
-    return Concept(name, tuple(Cell(state, plane) for state in states for plane in planes), noun.strip())
+    return Concept(name, tuple(Cell(state, plane) for state in states for plane in planes), noun.strip(), textures)
 
 
 def _read_mapping(path: Path) -> dict[object, object]:
@@ -111,7 +172,8 @@ def _read_mapping(path: Path) -> dict[object, object]:
 def _names_of(content: dict[object, object], key: str, known: Sequence[str], problems: list[str]) -> tuple[str, ...]:
     """Return the known names listed under a key; add what is wrong with the list to the problems."""
     names = content.get(key)
-    example = f"expected a list of one or more of {', '.join(known)}, as in `{key}: [{known[0]}]`."
+    every = "all, or " if key == "textures" else ""
+    example = f"expected {every}a list of one or more of {', '.join(known)}, as in `{key}: [{known[0]}]`."
     if not isinstance(names, list) or not names:
         problems.append(f"{key}: {_found(content, key)}, {example}")
         return ()

@@ -68,6 +68,28 @@ class Dataset(Protocol):
         """Return what the samples are made from, as JSON can hold it."""
 
 
+class ConceptDataset(Dataset, Protocol):
+    """Data of a concept: what is trained on, and images kept out of training to judge the run by."""
+
+    @property
+    def resolution(self) -> int:
+        """The side of every image in px."""
+
+    @property
+    def um_per_px(self) -> float | None:
+        """The pixel scale of all images; None where it is unknown, or where there is none."""
+
+    @property
+    def grey_values(self) -> dict[str, dict[str, object]]:
+        """By caption: window (low, high) and dtype in which -1 to 1 stands for grey values; {} where nothing does."""
+
+    def held_out_pixels(self, num_images: int) -> dict[str, np.ndarray]:
+        """Return at most num_images held-out images by caption, float32 (N, 3, H, W) in [-1, 1]."""
+
+    def training_pixels(self, num_images: int) -> dict[str, np.ndarray]:
+        """Return training images like those of `held_out_pixels`; their difference is a metric's floor."""
+
+
 @dataclass(frozen=True)
 class Slices:
     """Slices of one plane, cut to one block of a volume, as pixels of the run's scale.
@@ -192,6 +214,17 @@ class SliceDataset:
     def um_per_px(self) -> float | None:
         """The one pixel scale of all images; None where a pixel is a voxel of unknown size."""
         return self.cells[0].training.um_per_px
+
+    @property
+    def grey_values(self) -> dict[str, dict[str, object]]:
+        """By caption: the window of its volume and the dtype of its voxels."""
+        return {
+            cell.cell.caption: {
+                "window": [float(edge) for edge in cell.training.volume.window],
+                "dtype": str(cell.training.volume.voxels.dtype),
+            }
+            for cell in self.cells
+        }
 
     def sample(self, position: int) -> Sample:
         """Return the sample at a position of the run, 0, 1, 2, ... over all epochs."""

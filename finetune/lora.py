@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 
 
 def main(settings: LoraSettings) -> None:
-    from data.concepts import CONCEPTS, load_concept
+    from data.sources import check_concept
 
-    load_concept(settings.concept, CONCEPTS)  # a wrong name is told before torch is loaded
+    check_concept(settings.concept)  # a wrong name is told before torch is loaded
 
     from finetune.core.run import run
 
-    run(settings, build, default_dir=f"{settings.concept}-lora")
+    run(settings, build, default_dir=f"{settings.subject}-lora")
 
 
 def build(settings: LoraSettings, accelerator: Accelerator) -> Method:
-    from finetune.core import assembly, exports
+    from finetune.core import assembly, concept_images, exports
     from finetune.core.method import Method
-    from finetune.core.trainables import UNetLora
 
     components = assembly.base(settings, accelerator)
-    dataset = assembly.concept_images(settings, components, accelerator)
-    adapter = UNetLora(
-        components.unet,
-        rank=settings.rank,
-        alpha=settings.lora_alpha or settings.rank,
-        dropout=settings.lora_dropout,
-        seed=settings.seed,
-        convolutions=settings.target == "attention+conv",
+    images = concept_images.open_images(settings, components, accelerator)
+    dataset = concept_images.captioned(images, settings)
+    notes = assembly.identifier_report(settings, images, dataset, components)
+    loras = assembly.loras(settings, components)
+    objective = assembly.noise_objective(
+        settings, settings.seed, components, frozen_text=not settings.train_text_encoder
     )
     return Method(
         name="lora",
         dataset=dataset,
-        objective=assembly.noise_objective(settings, settings.seed, components),
-        trainables=(adapter,),
-        export=exports.lora(settings, components, dataset),
+        objective=objective,
+        trainables=tuple(loras.values()),
+        export=exports.fine_tuned(settings, components, dataset, [exports.adapters(loras)]),
         preview=assembly.preview(settings, components, dataset.captions),
-        manifest=assembly.origin(settings, components, dataset),
+        validate=assembly.validation(settings, objective, dataset, components),
+        learning_rate_scale=assembly.learning_rates(settings, {"text_encoder_lora": settings.text_encoder_lr}),
+        manifest=assembly.origin(settings, components, images),
+        notes=notes,
     )
 
 

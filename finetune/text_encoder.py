@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from finetune.core.cli import run_script
-from finetune.core.settings import TextEncoderSettings
+from finetune.core.settings import TextTowerSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from finetune.core.method import Method
 
 
-def main(settings: TextEncoderSettings) -> None:
+def main(settings: TextTowerSettings) -> None:
     from finetune.core.run import run
 
     run(settings, build, default_dir="text_encoder")
 
 
-def build(settings: TextEncoderSettings, accelerator: Accelerator) -> Method:
+def build(settings: TextTowerSettings, accelerator: Accelerator) -> Method:
     from data.synthetic.pictures import WorldDataset
     from data.synthetic.words import ALL
     from finetune.core import exports, scratch
@@ -54,4 +54,4 @@ def build(settings: TextEncoderSettings, accelerator: Accelerator) -> Method:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, TextEncoderSettings, "text_encoder"))
+    sys.exit(run_script(main, TextTowerSettings, "text_encoder"))

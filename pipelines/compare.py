@@ -1,4 +1,4 @@
-"""What an adapter learned, in one picture and two numbers: real slices / base / adapter, per caption, same seeds.
+"""What a run learned, in one picture and two numbers: real images / base / tuned, per prompt, same seeds.
 
 python pipelines/compare.py --adapter runs/sf_dry-lora --num_images 64
 """
@@ -18,7 +18,7 @@ from data.exits import Parser, exit_code
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.dataset import SliceDataset
+    from data.dataset import ConceptDataset
 
 COLUMNS = 8  # images of each kind in the picture
 
@@ -28,25 +28,34 @@ def main(argv: Sequence[str]) -> None:
     manifest = _read_run(arguments.adapter)
     from tqdm import tqdm
 
-    from data.volumes import PLANES
-    from pipelines.adapters import load_adapter
     from pipelines.components import build_pipeline, load_components
+    from pipelines.runs import attach, is_whole, open_tuned, predicting_as
     from pipelines.sampling import sample
 
     dataset = _same_data(arguments.adapter, manifest)
     captions = dataset.captions
     count = arguments.num_images
-    components = load_components(manifest["base"]).predicting(manifest["prediction_type"])
+    base = predicting_as(
+        load_components(
+            manifest["base"], revision=manifest["settings"]["revision"], variant=manifest["settings"]["variant"]
+        ),
+        manifest,
+    )
     drawn: dict[str, dict[str, np.ndarray]] = {}
     with tqdm(total=2 * count * len(captions), unit="image", desc="draw") as bar:
-        for name in ("base", "adapter"):
-            pipeline = build_pipeline(components)
-            if name == "adapter":
-                load_adapter(pipeline, arguments.adapter, base_fingerprint=components.fingerprint)
+        for name in ("base", "tuned"):
+            pipeline = build_pipeline(base)
+            prompts = list(captions)
+            if name == "base":  # it does not know a new word, and is told the one that the new word began as
+                prompts = [manifest["base_prompts"].get(caption, caption) for caption in captions]
+            elif is_whole(arguments.adapter):
+                pipeline = open_tuned([arguments.adapter]).pipeline
+            else:
+                attach(pipeline, [arguments.adapter], base_fingerprint=base.fingerprint)
             pictures = sample(
                 pipeline,
-                [caption for caption in captions for _ in range(count)],
-                [seed for _ in captions for seed in range(count)],
+                [prompt for prompt in prompts for _ in range(count)],
+                [seed for _ in prompts for seed in range(count)],
                 num_inference_steps=arguments.num_inference_steps,
                 guidance_scale=arguments.guidance_scale,
                 batch_size=32,
@@ -59,8 +68,7 @@ def main(argv: Sequence[str]) -> None:
         name: _pictures(pixels)
         for name, pixels in (("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count)))
     }
-    planes = {cell.cell.caption: PLANES.index(cell.cell.plane) for cell in dataset.cells}
-    scores = score(real["training"], real["held-out"], drawn["base"], drawn["adapter"], planes)
+    scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
     folder = arguments.adapter / "compare"
     folder.mkdir(exist_ok=True)
@@ -74,14 +82,13 @@ def score(
     training: Mapping[str, np.ndarray],
     held_out: Mapping[str, np.ndarray],
     base: Mapping[str, np.ndarray],
-    adapter: Mapping[str, np.ndarray],
-    planes: Mapping[str, int],
+    tuned: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Return skill per caption and overall, and how often a classifier of real slices names the right plane.
+    """Return skill per prompt and overall, and how often a classifier of real images names the right prompt.
 
-    Pictures by caption: float32 (N, H, W, 3) in [0, 1]. Distance: the squared centroid distance to the held-out slices
+    Pictures by prompt: float32 (N, H, W, 3) in [0, 1]. Distance: the squared centroid distance to the held-out images
     in TexStat features of the grey image; skill is 0 at the base's distance and 1 at that of the real training
-    slices. The classifier is the nearest centroid of the real training slices of each plane.
+    images. The classifier is the nearest centroid of the real training images of each prompt.
     """
     import numpy as np
     import torch
@@ -98,48 +105,47 @@ def score(
         return np.asarray(extractor.features(grey))
 
     vectors = {
-        name: {caption: features(pictures) for caption, pictures in group.items()}
-        for name, group in (("training", training), ("held-out", held_out), ("base", base), ("adapter", adapter))
+        name: {prompt: features(pictures) for prompt, pictures in group.items()}
+        for name, group in (("training", training), ("held-out", held_out), ("base", base), ("tuned", tuned))
     }
 
-    def distance(name: str, caption: str) -> Estimate:
-        pair = Discrepancy.between(vectors["held-out"][caption], vectors[name][caption], linear_kernel)
+    def distance(name: str, prompt: str) -> Estimate:
+        pair = Discrepancy.between(vectors["held-out"][prompt], vectors[name][prompt], linear_kernel)
         return bootstrap_interval(pair, pair.sizes, seed=0)
 
-    per_caption: dict[str, dict[str, Any]] = {}
-    for caption in held_out:
-        floor, start, end = (distance(name, caption) for name in ("training", "base", "adapter"))
+    per_prompt: dict[str, dict[str, Any]] = {}
+    for prompt in held_out:
+        floor, start, end = (distance(name, prompt) for name in ("training", "base", "tuned"))
         gained = skill(end, start, floor)
-        per_caption[caption] = {
+        per_prompt[prompt] = {
             "real_versus_real": floor.value,
             "base": start.value,
-            "adapter": end.value,
+            "tuned": end.value,
             "skill": None if gained is None else gained.value,
             "skill_interval": None if gained is None else [gained.low, gained.high],
-            "num_images": {name: len(vectors[name][caption]) for name in vectors},
+            "num_images": {name: len(vectors[name][prompt]) for name in vectors},
         }
-    classes = sorted(set(planes.values()))
 
     def accuracy(name: str) -> float | None:
-        if len(classes) < 2:
+        if len(held_out) < 2:
             return None
-        known = NearestCentroid.fit(*_labelled(vectors["training"], planes))
-        return float(known.accuracy(*_labelled(vectors[name], planes)))
+        known = NearestCentroid.fit(*_labelled(vectors["training"], list(held_out)))
+        return float(known.accuracy(*_labelled(vectors[name], list(held_out))))
 
-    skills = [entry["skill"] for entry in per_caption.values()]
+    skills = [entry["skill"] for entry in per_prompt.values()]
     return {
         "extractor": extractor.extractor_id,
-        "captions": per_caption,
+        "prompts": per_prompt,
         "skill": None if None in skills else float(np.mean(skills)),
-        "plane_accuracy": {name: accuracy(name) for name in ("held-out", "adapter", "base")},
+        "prompt_accuracy": {name: accuracy(name) for name in ("held-out", "tuned", "base")},
     }
 
 
-def _labelled(features: Mapping[str, np.ndarray], planes: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(features: Mapping[str, np.ndarray], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
-    labels = [np.full(len(rows), planes[caption]) for caption, rows in features.items()]
-    return np.concatenate(list(features.values())), np.concatenate(labels)
+    labels = [np.full(len(features[prompt]), number) for number, prompt in enumerate(prompts)]
+    return np.concatenate([features[prompt] for prompt in prompts]), np.concatenate(labels)
 
 
 def _pictures(pixels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,30 +167,30 @@ def _draw_picture(
             Row(f"{caption}\nreal, held out", list(real[caption][:: max(1, len(real[caption]) // COLUMNS)][:COLUMNS]))
         )
         rows.append(Row(f"{caption}\nbase", list(drawn["base"][caption][:COLUMNS])))
-        rows.append(Row(f"{caption}\nadapter", list(drawn["adapter"][caption][:COLUMNS])))
-    title = "real slices / base / adapter: same caption, same seeds"
+        rows.append(Row(f"{caption}\ntuned", list(drawn["tuned"][caption][:COLUMNS])))
+    title = "real images / base / tuned: same prompt, same seeds"
     save_png(sheet(rows, title=title, columns=[f"seed {seed}" for seed in range(COLUMNS)]), path)
     return path
 
 
 def _tell(scores: Mapping[str, Any]) -> None:
-    print(f"squared centroid distance to held-out slices ({scores['extractor']}), and skill = 0 base ... 1 real")
-    for caption, entry in scores["captions"].items():
+    print(f"squared centroid distance to held-out images ({scores['extractor']}), and skill = 0 base ... 1 real")
+    for prompt, entry in scores["prompts"].items():
         gained = (
             "undefined"
             if entry["skill"] is None
             else "{:.2f} [{:.2f}, {:.2f}]".format(entry["skill"], *entry["skill_interval"])
         )
         print(
-            f"  {caption:36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
-            f"adapter {entry['adapter']:.4f}  skill {gained}"
+            f"  {prompt:36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
+            f"tuned {entry['tuned']:.4f}  skill {gained}"
         )
     if scores["skill"] is not None:
         print(f"  mean skill {scores['skill']:.2f}")
-    if scores["plane_accuracy"]["adapter"] is not None:
-        named = scores["plane_accuracy"]
+    if scores["prompt_accuracy"]["tuned"] is not None:
+        named = scores["prompt_accuracy"]
         print(
-            f"right plane named by a classifier of real slices: adapter {named['adapter']:.0%}, held-out slices "
+            f"right prompt named by a classifier of real images: tuned {named['tuned']:.0%}, held-out images "
             f"{named['held-out']:.0%}, base {named['base']:.0%}"
         )
 
@@ -200,34 +206,33 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _same_data(folder: Path, manifest: Mapping[str, Any]) -> SliceDataset:
-    """Open the data of a run again; raise DataError when a volume is not the one it was trained on."""
-    from data.concepts import CONCEPTS, load_concept
-    from data.dataset import build_slice_dataset
+def _same_data(folder: Path, manifest: Mapping[str, Any]) -> ConceptDataset:
+    """Open the data of a run again; raise DataError when it is not what the run was trained on."""
+    from data.sources import ImageSource
+    from data.wording import RewordedDataset, Wording
 
-    data = manifest["data"]
-    dataset = build_slice_dataset(
-        load_concept(manifest["concept"], CONCEPTS),
-        Path(manifest["data_root"]),
-        resolution=data["resolution_px"],
-        seed=data["seed"],
-        um_per_px=data["um_per_px"],
-        held_out_fraction=manifest["held_out_fraction"],
-    )
-    now = json.loads(json.dumps(dataset.manifest()["volumes"]))
-    changed = [
-        f"{volume['file']} is not the volume of the run: its content has changed, or its window, planes or split."
-        for state, volume in data["volumes"].items()
-        if now[state] != volume
-    ]
-    if changed:
-        raise DataError(str(folder), *changed)
+    dataset: ConceptDataset = ImageSource.from_manifest(manifest["source"]).open()
+    before = manifest["data"]
+    if "wording" in before:
+        words = {caption: tuple(prompts) for caption, prompts in before["wording"].items()}
+        dataset = RewordedDataset(dataset, Wording(words), seed=manifest["seed"])
+    now = json.loads(json.dumps(dataset.manifest()))
+    problems = []
+    for key in (key for key in now if now[key] != before.get(key)):
+        what = key
+        if key == "volumes":
+            what = ", ".join(volume["file"] for state, volume in now[key].items() if before[key].get(state) != volume)
+        problems.append(f"{what}: not that of the run; its content has changed, or its window, planes or split.")
+    if problems:
+        raise DataError(str(folder), *problems)
+    if not dataset.held_out_pixels(1):
+        raise DataError(str(folder), "no image was held out of this run; there is nothing to compare with.")
     return dataset
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--adapter", type=Path, required=True, help="run folder of finetune/lora.py")
+    parser.add_argument("--adapter", type=Path, required=True, help="run folder of any method")
     parser.add_argument("--num_images", type=int, default=64, help="images for each caption (default: 64)")
     parser.add_argument("--num_inference_steps", type=int, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")

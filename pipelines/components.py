@@ -136,6 +136,31 @@ class Components:
         scheduler = DDPMScheduler.from_config(self.scheduler.config, prediction_type=prediction_type)
         return replace(self, scheduler=scheduler)
 
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Whether the last step of the noise schedule has no signal left."""
+        return bool(self.scheduler.config.rescale_betas_zero_snr)
+
+    def ending_in_pure_noise(self) -> Components:
+        """Return the same parts with a schedule whose last step has no signal (Lin et al. 2024, arXiv:2305.08891).
+
+        Sampling begins at that last step ("trailing" spacing); a sampler that cannot do so is replaced by DDIM.
+        Raises SettingsError where the U-Net predicts the noise: of pure noise that says nothing.
+        """
+        if self.prediction_type == "epsilon":
+            raise SettingsError(
+                "--zero_terminal_snr",
+                "found the prediction type epsilon, which says nothing of the image where all is noise. "
+                "Write --prediction_type v_prediction too, and train long enough for the change.",
+            )
+        changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        sampler = type(self.sampler) if "rescale_betas_zero_snr" in self.sampler.config else DDIMScheduler
+        return replace(
+            self,
+            scheduler=DDPMScheduler.from_config(self.scheduler.config, **changes),
+            sampler=sampler.from_config(self.sampler.config, **changes),
+        )
+
 
 def load_components(name_or_path: str, *, revision: str | None = None, variant: str | None = None) -> Components:
     """Load a base model in diffusers' folder format: "swatch", a folder, or a hub id (owner/name).

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import OutputError
+from data.errors import OutputError, SettingsError
 from data.exits import Parser, exit_code
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 
@@ -26,20 +26,11 @@ def main(argv: Sequence[str]) -> None:
     folder = _output_folder(arguments)
     from tqdm import tqdm
 
-    from pipelines.adapters import load_adapter, read_adapter_metadata
-    from pipelines.components import build_pipeline, load_components
+    from pipelines.runs import open_tuned
     from pipelines.sampling import sample
 
-    facts: dict[str, Any] = {}
-    if arguments.adapter is not None:
-        facts = json.loads(read_adapter_metadata(arguments.adapter).get("filrouge", "{}"))
-    base = arguments.pretrained_model_name_or_path or facts.get("base") or "swatch"
-    components = load_components(base)
-    if "prediction_type" in facts:
-        components = components.predicting(facts["prediction_type"])
-    pipeline = build_pipeline(components)
-    if arguments.adapter is not None:
-        load_adapter(pipeline, arguments.adapter, weight=arguments.weight, base_fingerprint=components.fingerprint)
+    model = open_tuned(arguments.adapter, base=arguments.pretrained_model_name_or_path, weights=_weights(arguments))
+    pipeline, components, facts = model.pipeline, model.components, model.facts
     with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
             pipeline,
@@ -56,8 +47,8 @@ def main(argv: Sequence[str]) -> None:
     record = {
         "base": components.name,
         "base_fingerprint": components.fingerprint,
-        "adapter": None if arguments.adapter is None else str(arguments.adapter),
-        "weight": arguments.weight,
+        "adapter": [str(path) for path in arguments.adapter],
+        "weight": list(_weights(arguments)),
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,
         "seeds": seeds,
@@ -91,7 +82,8 @@ def _write(
             print(f"{stem}: no tif, as the adapter was not trained on this caption and its window is not known")
         files.append(entry)
     rows = [Row(prompt, list(row)) for prompt, row in zip(prompts, pictures, strict=True)]
-    grid = sheet(rows, title=str(record["adapter"] or record["base"]), columns=[f"seed {seed}" for seed in seeds])
+    title = " + ".join(record["adapter"]) or record["base"]
+    grid = sheet(rows, title=title, columns=[f"seed {seed}" for seed in seeds])
     save_png(grid, folder / "grid.png")
     text = json.dumps({**record, "images": files}, indent=1, ensure_ascii=False)
     (folder / "images.json").write_text(text + "\n", encoding="utf-8")
@@ -114,6 +106,16 @@ def _write_stack(path: Path, row: np.ndarray, grey: dict[str, Any], um_per_px: f
     return float((row.max(axis=-1) - row.min(axis=-1)).max())
 
 
+def _weights(arguments: argparse.Namespace) -> tuple[float, ...]:
+    """Return one strength for each adapter."""
+    weights: list[float] = arguments.weight or [1.0] * len(arguments.adapter)
+    if len(weights) != len(arguments.adapter):
+        raise SettingsError(
+            "--weight", f"found {len(weights)} strengths for {len(arguments.adapter)} adapters; expected one for each."
+        )
+    return tuple(weights)
+
+
 def _output_folder(arguments: argparse.Namespace) -> Path:
     """Return a folder that holds nothing yet: the one asked for, or the first free one beside the adapter."""
     if arguments.output_dir is not None:
@@ -121,8 +123,8 @@ def _output_folder(arguments: argparse.Namespace) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(str(folder), "exists and is not empty; nothing is written over. Choose another one.")
         return folder
-    above = Path("runs") if arguments.adapter is None else arguments.adapter
-    above = above if above.is_dir() or arguments.adapter is None else above.parent
+    above = arguments.adapter[0] if arguments.adapter else Path("runs")
+    above = above if above.is_dir() or not arguments.adapter else above.parent
     number = 0
     while (above / f"generated-{number}").exists():
         number += 1
@@ -131,11 +133,15 @@ def _output_folder(arguments: argparse.Namespace) -> Path:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--adapter", type=Path, help="run folder or file of an adapter; none: the base alone")
+    parser.add_argument(
+        "--adapter", type=Path, nargs="+", default=[], help="run folders or files, combined; none: the base alone"
+    )
     parser.add_argument("--prompts", type=Path, required=True, help="text file, one prompt in each line")
     parser.add_argument("--seeds", default="0-7", help="one image each for every prompt (default: 0-7)")
     parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the adapter's own, or swatch)")
-    parser.add_argument("--weight", type=float, default=1.0, help="strength of the adapter (default: 1)")
+    parser.add_argument(
+        "--weight", type=float, nargs="+", default=[], help="strength of each low-rank adapter (default: 1)"
+    )
     parser.add_argument("--num_inference_steps", type=_positive, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")
     parser.add_argument("--batch_size", type=_positive, default=16, help="images drawn together (default: 16)")

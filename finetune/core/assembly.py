@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from data.concepts import CONCEPTS, load_concept
-from data.dataset import SliceDataset, build_slice_dataset
-from data.synthetic.weave import ensure_volumes
+from data.dataset import ConceptDataset
+from data.wording import RewordedDataset, Wording
 from finetune.core.cache import CachedConditioner, CachedSpace
+from finetune.core.concept_images import ConceptImages, identifiers
 from finetune.core.objective import NoiseObjective, unet_denoiser
-from finetune.core.settings import ConceptSettings, LoopSettings, LossSettings
-from finetune.core.trainables import WholeModule
+from finetune.core.settings import (
+    AdapterSettings,
+    ConceptSettings,
+    DreamboothSettings,
+    FullUnetSettings,
+    LoopSettings,
+    LoraDreamboothSettings,
+    LoraSettings,
+    LossSettings,
+    PivotalTuningSettings,
+    PlaceholderSettings,
+    TextualInversionSettings,
+)
+from finetune.core.token_rows import TokenRows
+from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, unet_layers
+from finetune.core.validation import ValidationLoss
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.conditioning import TextConditioner
+from pipelines.embeddings import Placeholder, add_placeholder, nearest_words
+from pipelines.identifiers import examine_all
 from pipelines.sampling import sample
 from pipelines.sheets import Row, save_png, sheet
 from pipelines.spaces import LatentSpace
 
-CACHE_VARIABLE = "FILROUGE_CACHE"  # where generated volumes are kept
 GUIDANCE_SCALE = 3.0  # of the pictures a run draws of itself
 SAMPLING_STEPS = 30
+VALIDATION_IMAGES = 16
+VALIDATION_BINS = 4
+NEAREST_WORDS = 5
 
 
 def base(settings: ConceptSettings, accelerator: Accelerator) -> Components:
-    """Load the base model onto the run's device; under mixed precision its frozen U-Net is kept in that precision."""
+    """Load the base model onto the run's device, with the prediction type and the noise schedule of the run."""
     components = load_components(
         settings.pretrained_model_name_or_path, revision=settings.revision, variant=settings.variant
     )
     if settings.prediction_type is not None:
         components = components.predicting(settings.prediction_type)
+    if settings.zero_terminal_snr:
+        components = components.ending_in_pure_noise()
     return placed(components, settings, accelerator)
 
 
 def placed(components: Components, settings: LoopSettings, accelerator: Accelerator) -> Components:
-    """Move a model to the run's device; what is trained of it is brought back to float32 by its trainable."""
+    """Move a model to the run's device; under mixed precision what is frozen of it is kept in that precision.
+
+    What is trained is brought back to float32 by its trainable.
+    """
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     components.unet.to(accelerator.device)
     components.vae.to(accelerator.device)  # in float32: half precision overflows in it
@@ -48,31 +73,75 @@ def placed(components: Components, settings: LoopSettings, accelerator: Accelera
         components.text_encoder.to(dtype)
     if settings.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
+    if settings.enable_xformers_memory_efficient_attention:
+        components.unet.enable_xformers_memory_efficient_attention()
     return components
 
 
-def concept_images(settings: ConceptSettings, components: Components, accelerator: Accelerator) -> SliceDataset:
-    """Open the concept's volumes, or the generated stand-ins where no data root is given, and say so."""
-    concept = load_concept(settings.concept, CONCEPTS)
-    data_root = settings.data_root
-    if data_root is None:
-        data_root = ensure_volumes(Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "filrouge")))
-        accelerator.print(
-            f"No --data_root and no FILROUGE_DATA: using generated stand-in volumes in {data_root}.\n"
-            "They look like woven composites; they are not your material."
-        )
-    return build_slice_dataset(
-        concept,
-        data_root,
-        resolution=settings.resolution or components.resolution,
-        seed=settings.seed,
-        um_per_px=settings.um_per_px,
-        images_per_class=settings.images_per_class,
-        random_flip=settings.random_flip,
-        center_crop=settings.center_crop,
-        proportion_empty_prompts=settings.proportion_empty_prompts,
-        held_out_fraction=settings.held_out_fraction,
+def unet_lora(settings: AdapterSettings, components: Components, seed: int) -> Lora:
+    """Return the adapters of the U-Net that the settings describe."""
+    alpha = settings.lora_alpha or float(settings.rank)
+    conv_alpha = settings.conv_alpha
+    if conv_alpha is None and settings.conv_rank is not None:
+        conv_alpha = alpha * settings.conv_rank / settings.rank
+    shape = LoraShape(
+        settings.rank, alpha, settings.lora_dropout, settings.conv_rank, conv_alpha, use_dora=settings.use_dora
     )
+    return Lora("unet_lora", components.unet, unet_layers(components.unet, settings.target), shape, seed=seed)
+
+
+def text_lora(settings: LoraSettings | LoraDreamboothSettings, components: Components) -> Lora | None:
+    """Return the adapters of the text encoder's attention; None where it is not trained."""
+    if not settings.train_text_encoder:
+        return None
+    rank = settings.text_encoder_rank or settings.rank
+    alpha = settings.text_encoder_alpha
+    if alpha is None:
+        alpha = float(rank) if settings.text_encoder_rank else settings.lora_alpha or float(rank)
+    shape = LoraShape(rank, alpha, settings.lora_dropout, use_dora=settings.use_dora)
+    return Lora("text_encoder_lora", components.text_encoder, TEXT_ATTENTION, shape, seed=settings.seed)
+
+
+def loras(settings: LoraSettings | LoraDreamboothSettings, components: Components) -> dict[str, Lora]:
+    """Return the adapters of a run by the part of the model that they sit in."""
+    parts = {"unet": unet_lora(settings, components, settings.seed)}
+    text = text_lora(settings, components)
+    return parts if text is None else {**parts, "text_encoder": text}
+
+
+def whole_modules(settings: FullUnetSettings | DreamboothSettings, components: Components) -> tuple[WholeModule, ...]:
+    """Return the whole U-Net as trained, and the text encoder where it is trained too."""
+    ema_decay = settings.ema_decay if settings.use_ema else None
+    parts = [WholeModule("unet", components.unet, ema_decay)]
+    if settings.train_text_encoder:
+        if settings.gradient_checkpointing:
+            components.text_encoder.gradient_checkpointing_enable()
+        parts.append(WholeModule("text_encoder", components.text_encoder, ema_decay))
+    return tuple(parts)
+
+
+def placeholder(
+    settings: PlaceholderSettings, images: ConceptImages, subject: str, components: Components
+) -> Placeholder:
+    """Add the new word to the base's tokenizer and text encoder, and return it."""
+    token = settings.placeholder_token or f"<{subject.lower().replace('_', '-')}>"
+    return add_placeholder(
+        components.tokenizer,
+        components.text_encoder,
+        token,
+        settings.initializer_token or images.source.class_noun,
+        settings.num_vectors,
+    )
+
+
+def with_placeholder(
+    settings: TextualInversionSettings | PivotalTuningSettings, images: ConceptImages, token: str
+) -> RewordedDataset:
+    """Return the images under templates that say the new word."""
+    words = Wording.with_placeholder(
+        images.dataset.captions, token, images.source.class_noun, settings.learnable_property
+    )
+    return RewordedDataset(images.dataset, words, settings.seed)
 
 
 def noise_objective(
@@ -82,6 +151,7 @@ def noise_objective(
     *,
     frozen_text: bool = True,
     high_noise_share: float = 0.0,
+    prior_loss_weight: float = 1.0,
 ) -> NoiseObjective:
     """The noise objective on a Stable Diffusion model whose autoencoder stays frozen.
 
@@ -96,8 +166,10 @@ def noise_objective(
         prediction_type=components.prediction_type,
         seed=seed,
         noise_offset=settings.noise_offset,
+        input_perturbation=settings.input_perturbation,
         snr_gamma=settings.snr_gamma,
         high_noise_share=high_noise_share,
+        prior_loss_weight=prior_loss_weight,
     )
 
 
@@ -113,18 +185,15 @@ def preview(
     pipeline = build_pipeline(components)
 
     def draw(path: Path) -> None:
-        for part in averaged:
-            part.swap_average()
-        pictures = sample(
-            pipeline,
-            [prompt for prompt in prompts for _ in seeds],
-            [seed for _ in prompts for seed in seeds],
-            num_inference_steps=SAMPLING_STEPS,
-            guidance_scale=GUIDANCE_SCALE,
-            batch_size=settings.train_batch_size,
-        ).reshape(len(prompts), len(seeds), *([components.resolution] * 2), 3)
-        for part in averaged:
-            part.swap_average()
+        with averages(averaged):
+            pictures = sample(
+                pipeline,
+                [prompt for prompt in prompts for _ in seeds],
+                [seed for _ in prompts for seed in seeds],
+                num_inference_steps=SAMPLING_STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                batch_size=settings.train_batch_size,
+            ).reshape(len(prompts), len(seeds), *([components.resolution] * 2), 3)
         rows = [Row(prompt, list(row)) for prompt, row in zip(prompts, pictures, strict=True)]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet(rows, title=path.stem), path)
@@ -132,14 +201,104 @@ def preview(
     return draw
 
 
-def origin(settings: ConceptSettings, components: Components, dataset: SliceDataset) -> dict[str, str | float]:
-    """Return where a run's base and images came from, for its manifest."""
-    files = [cell.training.volume.spec.path for cell in dataset.cells]
+def validation(
+    settings: LoopSettings,
+    objective: NoiseObjective,
+    dataset: ConceptDataset,
+    components: Components,
+    averaged: tuple[WholeModule, ...] = (),
+) -> Callable[[], dict[str, float]] | None:
+    """Return a measure of the loss on held-out images, at fixed noise and timesteps; None where there are none."""
+    images = dataset.held_out_pixels(VALIDATION_IMAGES)
+    if not images:
+        return None
+    measured = ValidationLoss(
+        objective,
+        images,
+        seed=settings.seed,
+        num_images=VALIDATION_IMAGES,
+        num_bins=VALIDATION_BINS,
+        batch_size=settings.train_batch_size,
+        modules=(components.unet, components.text_encoder),
+    )
+
+    def measure() -> dict[str, float]:
+        with averages(averaged):
+            return measured.measure()
+
+    return measure
+
+
+def watched(rows: TokenRows, validate: Callable[[], dict[str, float]] | None) -> Callable[[], dict[str, float]]:
+    """Return a measure that says how far the new word has moved, beside what another one measures."""
+
+    def measure() -> dict[str, float]:
+        return {"token_distance": rows.distance(), **(validate() if validate is not None else {})}
+
+    return measure
+
+
+@contextmanager
+def averages(parts: tuple[WholeModule, ...]) -> Iterator[None]:
+    """Put the averages of modules in the place of their weights for a while, where they keep one."""
+    for part in parts:
+        part.swap_average()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.swap_average()
+
+
+def learning_rates(settings: LoopSettings, rates: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the factor on the run's learning rate for each part that has a rate of its own."""
+    return {name: rate / settings.learning_rate for name, rate in rates.items() if rate is not None}
+
+
+def identifier_report(
+    settings: ConceptSettings, images: ConceptImages, dataset: ConceptDataset, components: Components
+) -> tuple[str, ...]:
+    """Return what the base already makes of the identifiers of a run's prompts, in lines; none where not asked for."""
+    if not settings.identifier_report:
+        return ()
+    reports = examine_all(components, identifiers(images, dataset), images.source.class_noun, seed=settings.seed)
+    return ("identifiers", *(f"  {line}" for report in reports for line in report.lines()))
+
+
+def without_placeholder(
+    settings: PlaceholderSettings, images: ConceptImages, dataset: ConceptDataset, word: Placeholder
+) -> dict[str, str]:
+    """Return for each prompt with the new word the one that says its initial word instead."""
+    known = settings.initializer_token or images.source.class_noun
+    return {prompt: prompt.replace(word.tokens[0], known) for prompt in dataset.captions}
+
+
+def word_report(components: Components, word: Placeholder) -> tuple[str, ...]:
+    """Return the new word and the words nearest to where it starts, in lines."""
+    table = components.text_encoder.get_input_embeddings().weight.detach()
+    near = nearest_words(components.tokenizer, word.initial, table, NEAREST_WORDS, exclude=word.ids)[0]
+    return (
+        f"new word    {' '.join(word.tokens)} ({len(word.tokens)} vectors)",
+        "starts near " + ", ".join(f"{text} {cosine:.2f}" for text, cosine in near),
+    )
+
+
+def origin(
+    settings: ConceptSettings,
+    components: Components,
+    images: ConceptImages,
+    base_prompts: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return where a run's base and images came from, for its manifest.
+
+    base_prompts: what the base is told in a comparison instead of a prompt with a word that it does not know.
+    """
     return {
         "base": components.name,
         "base_fingerprint": components.fingerprint,
-        "concept": settings.concept,
-        "data_root": str(files[0].parent.resolve()),
-        "held_out_fraction": settings.held_out_fraction,
         "prediction_type": components.prediction_type,
+        "zero_terminal_snr": components.ends_in_pure_noise,
+        "subject": settings.subject,
+        "source": images.source.manifest(),
+        "base_prompts": dict(base_prompts),
     }

@@ -72,15 +72,27 @@ def _resolve(model_class: type[S], method: str, layers: Sequence[_Layer]) -> S:
         if len(given_lengths) == 1:  # it replaces an earlier length of the other kind
             merged = {name: given for name, given in merged.items() if name not in LENGTHS}
         merged.update(layer.values)
-    for error in _errors(model_class, merged):
+    errors = _errors(model_class, merged)
+    for error in errors:
         if error["type"] == "missing":
             name = str(error["loc"][0])
             problems.append(f"--{name}: missing ({model_class.model_fields[name].description}).")
-        elif not error["loc"]:
-            problems += error["msg"].removeprefix("Value error, ").split("\n")
+    problems += _contradictions(model_class, merged, {str(error["loc"][0]) for error in errors if error["loc"]})
     if problems:
         raise SettingsError(f"settings of {method}", *problems)
     return model_class.model_validate(_plain(merged))
+
+
+def _contradictions(model_class: type[Settings], merged: Mapping[str, _Given], wrong: set[str]) -> list[str]:
+    """Return what disagrees among the values that are right by themselves."""
+    right = {name: given for name, given in merged.items() if name not in wrong}
+    found = [
+        line
+        for error in _errors(model_class, right)
+        if not error["loc"]
+        for line in error["msg"].removeprefix("Value error, ").split("\n")
+    ]
+    return [line for line in found if not wrong & set(re.findall(r"--(\w+)", line))]
 
 
 def _plain(values: Mapping[str, _Given]) -> dict[str, str | list[str] | None]:

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import nn
 from transformers import CLIPTokenizer
 
-from data.dataset import Dataset, SliceDataset
+from data.dataset import ConceptDataset, Dataset
 from data.errors import OutputError
 from finetune.core import files
-from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
-from finetune.core.settings import LoraSettings, to_yaml
-from finetune.core.trainables import ADAPTER, WholeModule
-from pipelines.adapters import export_lora, load_adapter
+from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS, averages
+from finetune.core.settings import ConceptSettings, to_yaml
+from finetune.core.token_rows import TokenRows
+from finetune.core.trainables import ADAPTER, Lora, WholeModule
+from pipelines.adapters import FACTS_KEY, export_lora
 from pipelines.components import Components, build_pipeline, load_components
+from pipelines.embeddings import EMBEDDINGS_NAME, export_embeddings
+from pipelines.runs import is_whole, open_tuned
 from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
+Writer = Callable[[Path, Mapping[str, str]], None]  # writes into a folder, with entries for the headers of its files
 # 8-bit grey levels by which an image drawn after reloading may differ; on one machine it is 0
 LARGEST_DIFFERENCE = 2
 _NUM_SCALED = 500  # pictures on which the scale of latents is measured
 
 
-def lora(settings: LoraSettings, components: Components, dataset: SliceDataset) -> Callable[[Path], list[str]]:
-    """Return the export of a run that trained low-rank adapters of the U-Net.
+def fine_tuned(
+    settings: ConceptSettings,
+    components: Components,
+    dataset: ConceptDataset,
+    writers: Sequence[Writer],
+    averaged: tuple[WholeModule, ...] = (),
+) -> Callable[[Path], list[str]]:
+    """Return the export of a fine-tuned Stable Diffusion: files, a picture, a check, and a card.
 
-    The export writes `pytorch_lora_weights.safetensors` and a card, draws `final.png` with the weights in memory, draws
-    it again from the files in a fresh pipeline, and raises OutputError when the two differ.
+    Every writer writes its part. `final.png` is drawn with the weights in memory, then again with what a fresh pipeline
+    reads back from the files; OutputError where the two differ.
+    averaged: modules that are exported with the average of their weights.
     """
 
     def export(folder: Path) -> list[str]:
@@ -41,38 +54,70 @@ def lora(settings: LoraSettings, components: Components, dataset: SliceDataset) 
             "base": components.name,
             "base_fingerprint": components.fingerprint,
             "prediction_type": components.prediction_type,
-            "concept": settings.concept,
+            "zero_terminal_snr": components.ends_in_pure_noise,
+            "subject": settings.subject,
             "resolution_px": dataset.resolution,
             "um_per_px": dataset.um_per_px,
-            "grey_values": {
-                cell.cell.caption: {
-                    "window": [float(edge) for edge in cell.training.volume.window],
-                    "dtype": str(cell.training.volume.voxels.dtype),
-                }
-                for cell in dataset.cells
-            },
+            "grey_values": dataset.grey_values,
         }
-        export_lora(folder, components.unet, ADAPTER, {"filrouge": json.dumps(facts, sort_keys=True)})
-        live = _final_picture(components, dataset.captions[0])
+        header = {FACTS_KEY: json.dumps(facts, sort_keys=True)}
+        prompt = dataset.captions[0]
+        with averages(averaged):
+            for write in writers:
+                write(folder, header)
+            live = _final_picture(components, prompt)
         save_png(to_picture(live), folder / "final.png")
         drawn = {
-            "prompt": dataset.captions[0],
+            "prompt": prompt,
             "seed": 0,
             "num_inference_steps": SAMPLING_STEPS,
             "guidance_scale": GUIDANCE_SCALE,
         }
         files.write_json_atomic(folder / "final.json", drawn)
-        _check_reload(settings, components, folder, dataset.captions[0], live)
+        _check_reload(settings, components, folder, prompt, live)
         lines = _how_to_use(components, folder, dataset.captions[-1])
         files.write_bytes_atomic(folder / "README.md", _card(settings, dataset, lines).encode())
         return [
-            "The adapter was reloaded from its file and draws the same image. To use it:",
+            "The result was reloaded from its files and draws the same image. To use it:",
             "",
             *(f"    {line}" for line in lines),
             "",
         ]
 
     return export
+
+
+def adapters(loras: Mapping[str, Lora]) -> Writer:
+    """Return the writer of `pytorch_lora_weights.safetensors`. loras: by part, "unet" and "text_encoder"."""
+
+    def write(folder: Path, header: Mapping[str, str]) -> None:
+        export_lora(folder, {part: lora.module for part, lora in loras.items()}, ADAPTER, header)
+
+    return write
+
+
+def embeddings(rows: TokenRows, token: str) -> Writer:
+    """Return the writer of `learned_embeds.safetensors`."""
+
+    def write(folder: Path, header: Mapping[str, str]) -> None:
+        export_embeddings(folder, token, rows.rows, header)
+
+    return write
+
+
+def whole(components: Components) -> Writer:
+    """Return the writer of a whole pipeline in diffusers' folder format, float32."""
+
+    def write(folder: Path, _: Mapping[str, str]) -> None:
+        pipe = build_pipeline(components)
+        kept = {part: (module, module.dtype) for part, module in _modules(components).items()}
+        for module, _dtype in kept.values():
+            module.float()
+        pipe.save_pretrained(folder)
+        for module, dtype in kept.values():
+            module.to(dtype)
+
+    return write
 
 
 def autoencoder(part: WholeModule, dataset: Dataset) -> Callable[[Path], list[str]]:
@@ -162,62 +207,72 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _final_picture(components: Components, prompt: str) -> np.ndarray:
-    return sample(
-        build_pipeline(components),
-        [prompt],
-        [0],
-        num_inference_steps=SAMPLING_STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-        batch_size=1,
-    )[0]
+    return _drawn(build_pipeline(components), prompt)
 
 
-def _check_reload(settings: LoraSettings, components: Components, folder: Path, prompt: str, live: np.ndarray) -> None:
-    fresh = load_components(components.name, revision=settings.revision, variant=settings.variant)
-    fresh = fresh.predicting(components.prediction_type)
-    parts = (components.unet, fresh.unet), (components.vae, fresh.vae), (components.text_encoder, fresh.text_encoder)
-    for trained, reloaded in parts:
-        reloaded.to(trained.device)
-        if reloaded.dtype != trained.dtype:
-            reloaded.to(trained.dtype)
-    load_adapter(build_pipeline(fresh), folder, base_fingerprint=fresh.fingerprint)
-    difference = float(np.abs(_final_picture(fresh, prompt) - live).max()) * 255
+def _drawn(pipe: StableDiffusionPipeline, prompt: str) -> np.ndarray:
+    return sample(pipe, [prompt], [0], num_inference_steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE, batch_size=1)[
+        0
+    ]
+
+
+def _check_reload(
+    settings: ConceptSettings, components: Components, folder: Path, prompt: str, live: np.ndarray
+) -> None:
+    fresh = open_tuned(
+        [folder],
+        base=None if is_whole(folder) else components.name,
+        revision=settings.revision,
+        variant=settings.variant,
+    )
+    for part, reloaded in _modules(fresh.components).items():
+        trained = _modules(components)[part]
+        reloaded.to(trained.device, trained.dtype)
+    difference = float(np.abs(_drawn(fresh.pipeline, prompt) - live).max()) * 255
     if not difference <= LARGEST_DIFFERENCE:
         raise OutputError(
             str(folder),
-            f"the adapter, reloaded from its file, draws an image that differs by {difference:.1f} grey levels of 255 "
+            f"the result, reloaded from its files, draws an image that differs by {difference:.1f} grey levels of 255 "
             f"from the one drawn with the trained weights; expected at most {LARGEST_DIFFERENCE}. The checkpoints hold "
-            "the trained weights; do not use the exported file.",
+            "the trained weights; do not use the exported files.",
         )
+
+
+def _modules(components: Components) -> dict[str, Any]:
+    return {"unet": components.unet, "vae": components.vae, "text_encoder": components.text_encoder}
 
 
 def _how_to_use(components: Components, folder: Path, prompt: str) -> list[str]:
+    source = folder if is_whole(folder) else components.source
     lines = [
         "from diffusers import StableDiffusionPipeline",
-        f'pipe = StableDiffusionPipeline.from_pretrained("{components.source}", safety_checker=None)',
-        f'pipe.load_lora_weights("{folder}")',
-        f'image = pipe("{prompt}").images[0]',
+        f'pipe = StableDiffusionPipeline.from_pretrained("{source}", safety_checker=None)',
     ]
-    if components.predicts_otherwise:
-        lines.insert(
-            2,
-            "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, "
-            f'prediction_type="{components.prediction_type}")',
-        )
-    return lines
+    if not is_whole(folder):
+        changes = [f'prediction_type="{components.prediction_type}"'] if components.predicts_otherwise else []
+        if components.ends_in_pure_noise:
+            changes += ["rescale_betas_zero_snr=True", 'timestep_spacing="trailing"']
+        if changes:
+            lines.append(f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {', '.join(changes)})")
+            lines[0] = "from diffusers import DDIMScheduler, StableDiffusionPipeline"
+        if (folder / EMBEDDINGS_NAME).exists():
+            lines.append(f'pipe.load_textual_inversion("{folder}", weight_name="{EMBEDDINGS_NAME}")')
+        if (folder / LORA_WEIGHT_NAME_SAFE).exists():
+            lines.append(f'pipe.load_lora_weights("{folder}")')
+    return [*lines, f'image = pipe("{prompt}").images[0]']
 
 
-def _card(settings: LoraSettings, dataset: SliceDataset, lines: list[str]) -> str:
+def _card(settings: ConceptSettings, dataset: ConceptDataset, lines: list[str]) -> str:
     captions = "\n".join(f"- `{caption}`" for caption in dataset.captions)
     code = "\n".join(lines)
     return f"""---
 library_name: diffusers
-tags: [lora, stable-diffusion, filrouge]
+tags: [stable-diffusion, filrouge]
 ---
 
-# {settings.concept}: low-rank adapters
+# {settings.subject}
 
-Trained on {len(dataset)} slices with the captions
+Trained on {len(dataset)} images with the prompts
 
 {captions}
 
@@ -225,7 +280,7 @@ Trained on {len(dataset)} slices with the captions
 {code}
 ```
 
-Data, split, window, base and versions: `manifest.json`. Course of the training: `metrics.jsonl`. Settings:
+Data, split, base and versions: `manifest.json`. Course of the training: `metrics.jsonl`, `curves.png`. Settings:
 
 ```yaml
 {to_yaml(settings).rstrip()}

@@ -8,6 +8,7 @@ import signal
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +16,14 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.dataset import Dataset as ConceptDataset
 from data.dataset import Sample
 from data.errors import NonFiniteError, OutputError, Stopped
 from data.randomness import derive
 from finetune.core import files
-from finetune.core.checkpoint import Checkpoint, CheckpointStore, load_optimizer, optimizer_to_tensors
+from finetune.core.checkpoint import Checkpoint, CheckpointStore
 from finetune.core.method import Batch, Method
+from finetune.core.optimizer_state import load_optimizer, optimizer_to_tensors
+from finetune.core.optimizers import build_optimizer, evaluation_weights, learning_rate
 from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
 
@@ -38,12 +40,13 @@ def train(
     store: CheckpointStore,
     tracker: Tracker,
     resume_from: Checkpoint | None,
-) -> None:
-    """Train a method up to max_train_steps, from a checkpoint or from the start; the last step is checkpointed too.
+) -> list[str]:
+    """Train a method up to max_train_steps, from a checkpoint or from the start, export it, and return how to use it.
 
-    Step k takes the positions [k B, (k + 1) B) of the run, B = train_batch_size x gradient_accumulation_steps x
-    processes; every process takes its share of each micro-batch. Gradients are summed over processes by hand, so a
-    method may train any number of modules and none is wrapped.
+    The last step is checkpointed too. Step k takes the positions [k B, (k + 1) B) of the run, B = train_batch_size x
+    gradient_accumulation_steps x processes; every process takes its share of each micro-batch. A prior image comes
+    beside each of them and is not counted: the loss is the mean over the images plus the mean over the prior's.
+    Gradients are summed over processes by hand, so a method may train any number of modules and none is wrapped.
 
     Raises NonFiniteError before a step that would spoil the weights, and Stopped (after a checkpoint) on SIGINT or
     SIGTERM.
@@ -53,7 +56,7 @@ def train(
     assert all(p.dtype == torch.float32 for p in named.values()), "trained weights are float32"
     micro_batch = settings.train_batch_size * accelerator.num_processes
     global_batch = micro_batch * settings.gradient_accumulation_steps
-    optimizer = _optimizer(method, settings, global_batch)
+    optimizer = _optimizer(method, settings, global_batch, max_train_steps)
     rate = _rate(optimizer, settings, max_train_steps)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     first_step = 0
@@ -61,12 +64,13 @@ def train(
         first_step = _restore(resume_from, method, optimizer, named, accelerator)
     stepper = accelerator.prepare_optimizer(optimizer)
     parameters = list(named.values())  # a list: an iterator would be used up by the first of its two uses
-    batches = _batches(method.dataset, settings, accelerator, range(first_step, max_train_steps))
+    batches = _batches(method, settings, accelerator, range(first_step, max_train_steps))
     skipped = 0
     for part in method.trainables:
         part.module.train()
     with _Interrupts() as interrupts:
         for step in range(first_step, max_train_steps):
+            _hold_still(method, step / max_train_steps)
             loss_sum = torch.zeros((), dtype=torch.float64)
             seen: list[Batch] = []
             for micro in range(settings.gradient_accumulation_steps):
@@ -96,10 +100,15 @@ def train(
             done = step + 1
             for part in method.trainables:
                 part.after_step(done)
+            look = accelerator.is_main_process and (done % settings.validation_steps == 0 or done == max_train_steps)
+            measured: dict[str, float] = {}
+            if look and method.validate is not None:
+                with evaluation_weights(optimizer), accelerator.autocast():
+                    measured = method.validate()
             if accelerator.is_main_process:
                 tracker.step(done, loss)
-                if done % settings.logging_steps == 0 or done == max_train_steps:
-                    tracker.log(done, loss=loss, grad_norm=norm, lr=optimizer.param_groups[0]["lr"])
+                if measured or done % settings.logging_steps == 0 or done == max_train_steps:
+                    tracker.log(done, loss=loss, grad_norm=norm, lr=learning_rate(optimizer), **measured)
             stop = interrupts.agreed(accelerator)
             if done % settings.checkpointing_steps == 0 or done == max_train_steps or stop:
                 if accelerator.is_main_process:
@@ -113,29 +122,39 @@ def train(
                     "command with --resume_from_checkpoint latest.",
                     exit_code=128 + stop,
                 )
-            if (
-                method.preview is not None
-                and accelerator.is_main_process
-                and (done % settings.validation_steps == 0 or done == max_train_steps)
-            ):
-                method.preview(store.run_dir / "samples" / f"step-{done:06d}.png")
+            if look and method.preview is not None:
+                with evaluation_weights(optimizer):
+                    method.preview(store.run_dir / "samples" / f"step-{done:06d}.png")
                 for part in method.trainables:
                     part.module.train()
+    if not accelerator.is_main_process:
+        return []
+    with evaluation_weights(optimizer):
+        return method.export(store.run_dir)
 
 
-class _Positions(Dataset[tuple[int, Sample]]):
-    """The concept dataset as a torch one: position -> (position, sample)."""
-
-    def __init__(self, dataset: ConceptDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, position: int) -> tuple[int, Sample]:
-        return position, self._dataset.sample(position)
+def _hold_still(method: Method, done_share: float) -> None:
+    """Take the gradients from what is not to be trained now; the optimizer leaves what has none as it is."""
+    for part in method.trainables:
+        start, stop = method.spans.get(part.name, (0.0, 1.0))
+        for parameter in part.named_parameters().values():
+            parameter.requires_grad_(start <= done_share < stop)
 
 
-def _batches(
-    dataset: ConceptDataset, settings: LoopSettings, accelerator: Accelerator, steps: range
-) -> Iterator[Batch]:
+class _Positions(Dataset[list[tuple[int, Sample]]]):
+    """The images of a run as a torch dataset: position -> keyed samples, the prior's beside the image."""
+
+    def __init__(self, method: Method) -> None:
+        self._images, self._prior = method.dataset, method.prior
+
+    def __getitem__(self, position: int) -> list[tuple[int, Sample]]:
+        group = [(position, self._images.sample(position))]
+        if self._prior is not None:
+            group.append((-1 - position, self._prior.sample(position)))
+        return group
+
+
+def _batches(method: Method, settings: LoopSettings, accelerator: Accelerator, steps: range) -> Iterator[Batch]:
     size, ranks = settings.train_batch_size, accelerator.num_processes
     first_micro_step = steps.start * settings.gradient_accumulation_steps
     last_micro_step = steps.stop * settings.gradient_accumulation_steps
@@ -146,7 +165,7 @@ def _batches(
     positions = [list(range(share, share + size)) for share in shares]
     return iter(
         DataLoader(
-            _Positions(dataset),
+            _Positions(method),
             batch_sampler=positions,
             collate_fn=Batch.collate,
             num_workers=settings.dataloader_num_workers,
@@ -156,19 +175,23 @@ def _batches(
     )
 
 
-def _optimizer(method: Method, settings: LoopSettings, global_batch: int) -> torch.optim.Optimizer:
-    scales = method.learning_rate_scale or {}
-    learning_rate = settings.learning_rate * (global_batch if settings.scale_lr else 1)
-    groups = [
-        {"params": list(part.named_parameters().values()), "lr": learning_rate * scales.get(part.name, 1.0)}
+def _optimizer(method: Method, settings: LoopSettings, global_batch: int, max_steps: int) -> torch.optim.Optimizer:
+    rate = settings.learning_rate * (global_batch if settings.scale_lr else 1)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": list(part.named_parameters().values()),
+            "lr": rate * method.learning_rate_scale.get(part.name, 1.0),
+        }
         for part in method.trainables
     ]
-    return torch.optim.AdamW(
+    return build_optimizer(
+        settings.optimizer,
         groups,
-        fused=True,
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.adam_weight_decay,
         eps=settings.adam_epsilon,
+        max_steps=max_steps,
+        warmup_steps=settings.lr_warmup_steps,
     )
 
 

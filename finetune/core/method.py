@@ -7,7 +7,7 @@ the step, how is it exported. A method is data: it says which parts are put toge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ from data.dataset import Dataset, Sample
 class Batch:
     """Samples of one micro-step, on the device.
 
-    positions: where each sample stands in the run, the key of all its draws. pixels: (B, C, H, W) float32 in [-1, 1].
-    is_prior: (B,) bool.
+    positions: the key of all draws of a sample: its place in the run, p = 0, 1, 2, ...; -1 - p for the prior image that
+    accompanies the sample at p. pixels: (B, C, H, W) float32 in [-1, 1]. is_prior: (B,) bool.
     """
 
     positions: tuple[int, ...]
@@ -32,8 +32,9 @@ class Batch:
     sources: tuple[str, ...]
 
     @staticmethod
-    def collate(positioned: Sequence[tuple[int, Sample]]) -> Batch:
-        positions, samples = zip(*positioned, strict=True)
+    def collate(groups: Sequence[Sequence[tuple[int, Sample]]]) -> Batch:
+        """Return the batch of samples that come in groups: an image, or an image with the prior's beside it."""
+        positions, samples = zip(*(pair for group in groups for pair in group), strict=True)
         return Batch(
             positions=tuple(positions),
             pixels=torch.stack([torch.from_numpy(sample.pixels) for sample in samples]),
@@ -81,9 +82,12 @@ class Trainable(Protocol):
 class Method:
     """What one training run is made of.
 
-    preview: draws the present state of the model for the file name it is given, without changing anything.
     export: writes the artefact in diffusers' format into a folder, checks it, and returns the lines of text that say
-    how to use it. learning_rate_scale: factor on the run's learning rate for a trainable's name, 1 where absent.
+    how to use it. preview: draws the present state of the model for the file name it is given, without changing
+    anything. validate: measures the present state as numbers with names. prior: images of the class that is to be
+    preserved, one beside each image of the dataset. learning_rate_scale: factor on the run's learning rate for
+    a trainable's name, 1 where absent. spans: the share of the run, (from, to) in [0, 1], in which a trainable of this
+    name is trained; all of it where absent. notes: what is to be told before the training begins, in lines.
     """
 
     name: str
@@ -93,4 +97,8 @@ class Method:
     export: Callable[[Path], list[str]]
     manifest: Mapping[str, Any]
     preview: Callable[[Path], None] | None = None
-    learning_rate_scale: Mapping[str, float] | None = None
+    validate: Callable[[], dict[str, float]] | None = None
+    prior: Dataset | None = None
+    learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
+    spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -86,8 +86,10 @@ class NoiseObjective:
     """Mean squared error of the denoiser's prediction, per sample, at one drawn timestep.
 
     alphas_cumprod: (T,) float32 of the noise schedule. noise_offset: standard deviation of a constant added to each
-    channel's noise (Guttenberg 2023). snr_gamma: min-SNR weight, none where None. high_noise_share: see
-    `draws.timesteps`. caption_dropout is the dataset's affair.
+    channel's noise (Guttenberg 2023). input_perturbation: standard deviation of a further noise, per pixel, that the
+    input carries and the target does not (Ning et al. 2023, arXiv:2301.11706, algorithm 1). snr_gamma: min-SNR weight,
+    none where None. high_noise_share: see `draws.timesteps`. prior_loss_weight: weight of the prior's images (Ruiz et
+    al. 2023, arXiv:2208.12242, equation 2).
     """
 
     denoise: Denoiser
@@ -97,8 +99,10 @@ class NoiseObjective:
     prediction_type: PredictionType
     seed: int
     noise_offset: float = 0.0
+    input_perturbation: float = 0.0
     snr_gamma: float | None = None
     high_noise_share: float = 0.0
+    prior_loss_weight: float = 1.0
 
     def losses(self, batch: Batch) -> Tensor:
         device = batch.pixels.device
@@ -110,17 +114,24 @@ class NoiseObjective:
             noise = noise + self.noise_offset * draws.normal(
                 self.seed, "noise-offset", batch.positions, (shape[0], *[1] * (len(shape) - 1))
             )
+        perturbed = noise
+        if self.input_perturbation:
+            perturbed = noise + self.input_perturbation * draws.normal(
+                self.seed, "input-perturbation", batch.positions, shape
+            )
         t = draws.timesteps(self.seed, batch.positions, len(self.alphas_cumprod), self.high_noise_share).to(device)
-        return noise_losses(
+        losses = noise_losses(
             self.denoise,
             x0=self.space.sample(mean, std, eps),
             noise=noise.to(device),
+            perturbed=perturbed.to(device),
             timesteps=t,
             conditioning=self.conditioner.encode(batch.captions),
             alphas_cumprod=self.alphas_cumprod.to(device),
             prediction_type=self.prediction_type,
             snr_gamma=self.snr_gamma,
         )
+        return torch.where(batch.is_prior.to(device), self.prior_loss_weight * losses, losses)
 
 
 def noise_losses(
@@ -133,13 +144,16 @@ def noise_losses(
     alphas_cumprod: Tensor,
     prediction_type: PredictionType,
     snr_gamma: float | None = None,
+    perturbed: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of each sample, float32 (B,): a pure function of (x0, noise, t).
 
-    x0, noise: (B, C, h, w). timesteps: (B,). conditioning: (B, tokens, width).
+    x0, noise: (B, C, h, w). timesteps: (B,). conditioning: (B, tokens, width). perturbed: the noise that the input
+    carries, where it is not the noise to predict.
     """
     alpha_bar = alphas_cumprod[timesteps]
-    prediction = denoise(add_noise(x0, noise, alpha_bar), timesteps, conditioning)
+    noisy = add_noise(x0, noise if perturbed is None else perturbed, alpha_bar)
+    prediction = denoise(noisy, timesteps, conditioning)
     error = prediction.float() - target(x0, noise, alpha_bar, prediction_type).float()
     losses = error.square().mean(dim=tuple(range(1, error.dim())))
     if snr_gamma is None:

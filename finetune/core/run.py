@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped
 from finetune.core import files
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
+from finetune.core.curves import draw_curves
+from finetune.core.hardware import require
 from finetune.core.loop import train
 from finetune.core.method import Method
 from finetune.core.settings import LoopSettings, refuse_changes, to_yaml
@@ -44,6 +46,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    require(settings)
     accelerator = Accelerator(mixed_precision=_mixed_precision(settings), gradient_accumulation_steps=1)
     run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
     resume = settings.resume_from_checkpoint is not None
@@ -76,7 +79,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             enabled=accelerator.is_main_process,
         )
         try:
-            train(
+            how_to_use = train(
                 method,
                 settings,
                 max_train_steps=max_train_steps,
@@ -87,8 +90,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             )
             tracker.close()
             if accelerator.is_main_process:
-                for line in method.export(run_dir):
-                    print(line)
+                draw_curves(tracker.path, run_dir / "curves.png")
+                print("\n".join(how_to_use))
         except BaseException as error:
             tracker.close()
             last = store.find_latest()
@@ -147,13 +150,15 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
     kept = min(written, settings.checkpoints_total_limit or written)
     return [
         f"method      {method.name} -> {run_dir}",
-        f"images      {len(method.dataset)} with {len(method.dataset.captions)} captions",
+        f"images      {len(method.dataset)} with {len(method.dataset.captions)} captions"
+        + (f", and {len(method.prior)} of the class to preserve" if method.prior is not None else ""),
         f"steps       {steps} of {batch} images ({settings.train_batch_size} x {settings.gradient_accumulation_steps} "
         f"accumulated x {accelerator.num_processes} processes) = {steps * batch / len(method.dataset):.1f} epochs",
         f"trained     {trained:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
         f"memory      {trained * 16 / 2**20:.1f} MiB for trained weights, gradients and optimizer, beside the model",
         f"disk        {kept} checkpoints of {checkpoint_mib:.1f} MiB",
         f"device      {accelerator.device}, precision {accelerator.mixed_precision}, {torch.get_num_threads()} threads",
+        *method.notes,
     ]
 
 
@@ -162,7 +167,9 @@ def _manifest(method: Method, settings: LoopSettings, run_id: str) -> dict[str, 
         "method": method.name,
         "run_id": run_id,
         "seed": settings.seed,
+        "settings": settings.model_dump(mode="json"),
         "data": method.dataset.manifest(),
+        "prior": None if method.prior is None else method.prior.manifest(),
         **method.manifest,
         "versions": {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
     }
@@ -189,7 +196,7 @@ def _resume_point(
     now = json.loads(json.dumps(_manifest(method, settings, store.run_id)))
     problems = [
         f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now.get(key)}."
-        for key in ("method", "data", "base_fingerprint")
+        for key in ("method", "data", "prior", "base_fingerprint")
         if before.get(key) != now.get(key)
     ]
     if problems:

@@ -15,17 +15,25 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from data.errors import OutputError
+from finetune.core import optimizer_options
+from finetune.core.optimizer_options import OptimizerName
 
 DATA_VARIABLE = "FILROUGE_DATA"
 # Spellings of other scripts' flags, and switches that stand for one value (DreamBooth's --offset_noise is 0.1 there).
-ALIASES = {"validation_prompts": "validation_prompt", "logger": "report_to", "num_epochs": "num_train_epochs"}
-SWITCHES = {"offset_noise": ("noise_offset", "0.1")}
+ALIASES = {
+    "validation_prompts": "validation_prompt",
+    "logger": "report_to",
+    "num_epochs": "num_train_epochs",
+    "instance_data_dir": "train_data_dir",
+    "lora_rank": "rank",
+}
+SWITCHES = {"offset_noise": ("noise_offset", "0.1"), "use_8bit_adam": ("optimizer", "adamw_8bit")}
 # What may differ between a run and its continuation without changing what is learnt.
 FREE_ON_RESUME = frozenset(
     {
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "dataloader_num_workers"),
         *("checkpointing_steps", "checkpoints_total_limit", "report_to", "logging_steps"),
-        *("validation_steps", "num_validation_images", "validation_prompt"),
+        *("validation_steps", "num_validation_images", "validation_prompt", "identifier_report"),
     }
 )
 LENGTHS = ("max_train_steps", "num_train_epochs")  # one of the two says how long a run is
@@ -52,6 +60,10 @@ class Settings(BaseModel):
         """Return one sentence for each pair of options that cannot stand together, naming the flag to change."""
         return []
 
+    def changed(self) -> set[str]:
+        """Return the names of the options that are not at their defaults."""
+        return {name for name, value in self if value != type(self).model_fields[name].default}
+
     @model_validator(mode="after")
     def _agrees(self) -> Settings:
         if problems := self.contradictions():
@@ -74,8 +86,20 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Images and captions."""
 
-    concept: Annotated[str, AfterValidator(_concept_name)] = Field(
-        description="which images, under which words, such as sf_dry"
+    concept: Annotated[str, AfterValidator(_concept_name)] | None = Field(
+        default=None, description="which images, under which words, such as sf_dry or dtd_zigzagged"
+    )
+    train_data_dir: Path | None = Field(
+        default=None, description="folder of images with captions, instead of --concept"
+    )
+    dataset_name: str | None = Field(
+        default=None, description="Hugging Face dataset, by name or folder, instead of --concept"
+    )
+    dataset_config_name: str | None = Field(default=None, description="configuration of --dataset_name")
+    image_column: str = Field(default="image", description="column of images of --dataset_name")
+    caption_column: str = Field(default="text", description="column of captions of --dataset_name")
+    instance_prompt: tuple[str, ...] = Field(
+        default=(), description="prompt in place of the captions: one, or one for each caption; none: the captions"
     )
     data_root: Path | None = Field(
         default=None,
@@ -94,6 +118,30 @@ class DataSettings(Settings):
         default=0.1, ge=0, le=1, description="share of captions replaced by the empty one"
     )
     held_out_fraction: float = Field(default=0.2, gt=0, le=0.5, description="share of each class kept out of training")
+
+    @property
+    def subject(self) -> str:
+        """The short name of the images, for the run's folder."""
+        if self.concept is not None:
+            return self.concept
+        if self.train_data_dir is not None:
+            return self.train_data_dir.resolve().name
+        return str(self.dataset_name).rstrip("/").rpartition("/")[2]
+
+    def contradictions(self) -> list[str]:
+        """Return what disagrees about where the images come from."""
+        problems = super().contradictions()
+        given = [f"--{name}" for name in ("concept", "train_data_dir", "dataset_name") if name in self.changed()]
+        if not given:
+            problems.append(
+                "--concept: missing (which images, such as sf_dry). Or give --train_data_dir or --dataset_name."
+            )
+        elif len(given) > 1:
+            problems.append(f"{', '.join(given)}: expected only one of them.")
+        if self.dataset_name is None:
+            for name in sorted(self.changed() & {"dataset_config_name", "image_column", "caption_column"}):
+                problems.append(f"--{name}: belongs to --dataset_name, which is not given. Leave it out.")
+        return problems
 
 
 class OptimiseSettings(Settings):
@@ -118,11 +166,18 @@ class OptimiseSettings(Settings):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the squared gradient's mean")
     adam_weight_decay: float = Field(default=1e-2, ge=0, description="decoupled weight decay")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="term against division by zero")
+    optimizer: OptimizerName = Field(
+        default="adamw", description="optimiser; prodigy and schedule_free need the extra optimizers, adamw_8bit gpu"
+    )
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients with a larger norm are scaled down to it")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
         default=None, description="precision of the passes; none: as the accelerate configuration says"
     )
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    enable_xformers_memory_efficient_attention: bool = Field(
+        default=False, description="xformers' attention instead of torch's; needs a GPU and the extra gpu"
+    )
+    allow_tf32: bool = Field(default=False, description="TensorFloat-32 on NVIDIA GPUs: faster, less exact")
     dataloader_num_workers: int = Field(
         default=0, ge=0, description="processes that read images; 0: the training process"
     )
@@ -137,7 +192,15 @@ class OptimiseSettings(Settings):
                 f"--max_train_steps, --num_train_epochs: found {self.max_train_steps} and {self.num_train_epochs}, "
                 "expected only one of them."
             )
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+        problems += optimizer_options.contradictions(
+            self.optimizer,
+            learning_rate=self.learning_rate,
+            scale_lr=self.scale_lr,
+            lr_scheduler=self.lr_scheduler,
+            adam_beta1=self.adam_beta1,
+            changed=self.changed(),
+        )
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps and self.optimizer != "schedule_free":
             problems.append(
                 f"--lr_warmup_steps: found {self.lr_warmup_steps}, but --lr_scheduler constant has no warm-up. "
                 "Write --lr_scheduler constant_with_warmup, or --lr_warmup_steps 0."
@@ -163,6 +226,13 @@ class OptimiseSettings(Settings):
 class LossSettings(Settings):
     """Loss."""
 
+    input_perturbation: float = Field(
+        default=0.0, ge=0, description="strength of noise added to the input's noise alone, 0.1 is usual"
+    )
+    zero_terminal_snr: bool = Field(
+        default=False, description="rescale the schedule so that its last step is pure noise; not with epsilon"
+    )
+
     snr_gamma: float | None = Field(
         default=None, gt=0, description="min-SNR weighting's gamma, 5 is usual; none: no weighting"
     )
@@ -170,6 +240,16 @@ class LossSettings(Settings):
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
         default=None, description="what the denoiser predicts; none: as the base model does"
     )
+
+    def contradictions(self) -> list[str]:
+        """Return a schedule that the prediction type makes no sense under."""
+        problems = super().contradictions()
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            problems.append(
+                "--zero_terminal_snr: the noise of pure noise says nothing of the image. "
+                "Write --prediction_type v_prediction."
+            )
+        return problems
 
 
 class OutputSettings(Settings):
@@ -209,14 +289,121 @@ class OutputSettings(Settings):
 class AdapterSettings(Settings):
     """Adapter."""
 
-    target: Literal["attention", "attention+conv"] = Field(
-        default="attention", description="adapted layers: attention projections, or the convolutions of ResNets too"
+    target: Literal["attention", "attention+conv", "all"] = Field(
+        default="attention",
+        description="adapted layers: attention projections, the convolutions of ResNets too, or every layer",
     )
     rank: int = Field(default=16, ge=1, description="rank of each update")
     lora_alpha: float | None = Field(
         default=None, gt=0, description="the update is scaled by lora_alpha / rank; none: rank"
     )
+    conv_rank: int | None = Field(default=None, ge=1, description="rank of the convolutions' updates; none: rank")
+    conv_alpha: float | None = Field(
+        default=None, gt=0, description="alpha of the convolutions' updates; none: their rank's share of lora_alpha"
+    )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of an adapter's inputs dropped in training")
+    use_dora: bool = Field(default=False, description="learn length and direction of the weights apart (DoRA)")
+
+    def contradictions(self) -> list[str]:
+        """Return options of convolutions that no convolution is adapted by."""
+        problems = super().contradictions()
+        if self.target == "attention":
+            problems += [
+                f"--{name}: found {value}, but --target attention adapts no convolution. Write --target attention+conv."
+                for name, value in (("conv_rank", self.conv_rank), ("conv_alpha", self.conv_alpha))
+                if value is not None
+            ]
+        return problems
+
+
+class TextEncoderSettings(Settings):
+    """Text encoder."""
+
+    train_text_encoder: bool = Field(default=False, description="train the text encoder with the U-Net")
+    text_encoder_lr: float | None = Field(
+        default=None, gt=0, description="learning rate of the text encoder; none: --learning_rate"
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return options of a text encoder that is not trained."""
+        problems = super().contradictions()
+        if not self.train_text_encoder and self.text_encoder_lr is not None:
+            problems.append("--text_encoder_lr: the text encoder is not trained. Write --train_text_encoder too.")
+        return problems
+
+
+class TextAdapterSettings(TextEncoderSettings):
+    """Adapter of the text encoder."""
+
+    text_encoder_rank: int | None = Field(
+        default=None, ge=1, description="rank of the text encoder's updates; none: --rank"
+    )
+    text_encoder_alpha: float | None = Field(
+        default=None, gt=0, description="alpha of the text encoder's updates; none: their rank"
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return options of an adapter that is not there."""
+        problems = super().contradictions()
+        if not self.train_text_encoder:
+            problems += [
+                f"--{name}: the text encoder is not trained. Write --train_text_encoder too."
+                for name in sorted(self.changed() & {"text_encoder_rank", "text_encoder_alpha"})
+            ]
+        return problems
+
+
+class AverageSettings(Settings):
+    """Average of the weights."""
+
+    use_ema: bool = Field(default=False, description="keep a moving average of the weights, and export it")
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="decay of that average")
+
+    def contradictions(self) -> list[str]:
+        """Return a decay of no average."""
+        problems = super().contradictions()
+        if not self.use_ema and "ema_decay" in self.changed():
+            problems.append("--ema_decay: no average is kept. Write --use_ema too.")
+        return problems
+
+
+class PriorSettings(Settings):
+    """Prior preservation."""
+
+    with_prior_preservation: bool = Field(
+        default=False, description="train on images of the class too, drawn by the base, so that it is not forgotten"
+    )
+    class_prompt: str | None = Field(default=None, description='prompt of the class; none: "a" and the class noun')
+    num_class_images: int = Field(default=100, ge=1, description="images of the class")
+    prior_loss_weight: float = Field(default=1.0, ge=0, description="weight of the loss on images of the class")
+    class_data_dir: Path | None = Field(
+        default=None, description="folder in which images of the class are kept; none: the cache"
+    )
+    sample_batch_size: int = Field(default=16, ge=1, description="images of the class drawn together")
+
+    def contradictions(self) -> list[str]:
+        """Return options of a prior that is not preserved."""
+        problems = super().contradictions()
+        options = {"class_prompt", "num_class_images", "prior_loss_weight", "class_data_dir", "sample_batch_size"}
+        if not self.with_prior_preservation:
+            problems += [
+                f"--{name}: no prior is preserved. Write --with_prior_preservation too."
+                for name in sorted(self.changed() & options)
+            ]
+        return problems
+
+
+class PlaceholderSettings(Settings):
+    """Placeholder."""
+
+    placeholder_token: str | None = Field(
+        default=None, description="new word to be learnt, such as <dry-slice>; none: the concept's name in brackets"
+    )
+    initializer_token: str | None = Field(default=None, description="known word to start from; none: the class noun")
+    num_vectors: int = Field(default=1, ge=1, le=32, description="vectors of the new word")
+    learnable_property: Literal["object", "style"] = Field(
+        default="object", description="prompt templates: of a thing that is shown, or of a look"
+    )
 
 
 # Bases stand last to first: pydantic collects fields from the last base onwards, and help and YAML follow it.
@@ -227,9 +414,52 @@ class LoopSettings(OutputSettings, OptimiseSettings):
 class ConceptSettings(LoopSettings, LossSettings, DataSettings, ModelSettings):
     """Fine-tune a base model on a concept."""
 
+    identifier_report: bool = Field(
+        default=True, description="say before training what the base already makes of the words of the prompts"
+    )
 
-class LoraSettings(AdapterSettings, ConceptSettings):
-    """Fine-tune low-rank updates of a base model's attention on a concept."""
+
+class FullUnetSettings(AverageSettings, TextEncoderSettings, ConceptSettings):
+    """Fine-tune the whole U-Net of a base model on a concept."""
+
+
+class TextualInversionSettings(PlaceholderSettings, ConceptSettings):
+    """Learn a new word for a concept; the base model stays as it is."""
+
+    def contradictions(self) -> list[str]:
+        """Return words that would be given twice."""
+        problems = super().contradictions()
+        if self.instance_prompt:
+            problems.append("--instance_prompt: the prompts are templates around --placeholder_token. Leave it out.")
+        return problems
+
+
+class DreamboothSettings(PriorSettings, AverageSettings, TextEncoderSettings, ConceptSettings):
+    """Bind an identifier to a concept by training the whole U-Net, and keep what the class meant."""
+
+
+class LoraSettings(TextAdapterSettings, AdapterSettings, ConceptSettings):
+    """Fine-tune low-rank updates of a base model on a concept."""
+
+
+class LoraDreamboothSettings(PriorSettings, TextAdapterSettings, AdapterSettings, ConceptSettings):
+    """Bind an identifier to a concept by low-rank updates, and keep what the class meant."""
+
+
+class PivotalTuningSettings(PriorSettings, PlaceholderSettings, AdapterSettings, ConceptSettings):
+    """Learn a new word for a concept first, then low-rank updates of the U-Net around it."""
+
+    pivot: float = Field(default=0.5, gt=0, lt=1, description="share of the steps in which the new word is learnt")
+    embedding_lr: float | None = Field(
+        default=None, gt=0, description="learning rate of the new word; none: --learning_rate"
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return words that would be given twice."""
+        problems = super().contradictions()
+        if self.instance_prompt:
+            problems.append("--instance_prompt: the prompts are templates around --placeholder_token. Leave it out.")
+        return problems
 
 
 class WorldSettings(Settings):
@@ -250,7 +480,7 @@ class AutoencoderSettings(WorldSettings, LoopSettings):
     anything_share: float = Field(default=0.4, ge=0, le=1, description="share of pictures that are not of the world")
 
 
-class TextEncoderSettings(WorldSettings, LoopSettings):
+class TextTowerSettings(WorldSettings, LoopSettings):
     """Train a text encoder to find the drawn picture that its caption describes."""
 
     vae: Path = Field(description="folder of the trained autoencoder")

@@ -30,7 +30,7 @@ class Tracker:
         enabled: bool = True,
     ) -> None:
         """enabled: False for all processes of a run but the first, which write nothing."""
-        self._path = run_dir / "metrics.jsonl"
+        self.path = run_dir / "metrics.jsonl"
         if enabled:
             self._drop_lines_after(first_step)
         self._images_per_step = images_per_step
@@ -47,7 +47,7 @@ class Tracker:
         self._bar.update(1)
 
     def log(self, step: int, **values: float) -> None:
-        files.append_line(self._path, json.dumps({"step": step, **values}))
+        files.append_line(self.path, json.dumps({"step": step, **values}))
         if self._writer is None:
             return
         try:
@@ -64,16 +64,16 @@ class Tracker:
 
     def _drop_lines_after(self, step: int) -> None:
         """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash."""
-        if not self._path.exists():
+        if not self.path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue
-        files.write_bytes_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
+        files.write_bytes_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _summary_writer(folder: Path) -> Any:

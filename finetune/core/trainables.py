@@ -1,8 +1,9 @@
-"""What can be trained: a whole module, with or without an average of its weights, or low-rank adapters of the U-Net."""
+"""What can be trained: a whole module, with or without an average of its weights, or low-rank adapters in one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -14,6 +15,7 @@ from data.randomness import derive
 
 ADAPTER = "filrouge"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
 
 
@@ -59,45 +61,74 @@ class WholeModule:
         return {name: tensor for name, tensor in self.module.state_dict().items() if tensor.is_floating_point()}
 
 
-class UNetLora:
-    """Low-rank adapters in a U-Net (Hu et al. 2021), the U-Net's own weights frozen.
+@dataclass(frozen=True)
+class LoraShape:
+    """Size and kind of a module's adapters; the change to a layer's output is scaled by alpha / rank.
 
-    They sit on the attention projections and, with convolutions, on those of the ResNet blocks and on what feeds them
-    the timestep.
-    The adapters' weights are float32 whatever the precision of the U-Net. Their change to a layer's output is scaled
-    by alpha / rank; it is zero before the first step, as the second factor starts at zero.
+    conv_rank, conv_alpha: those of the convolutions, where they differ. use_dora: learn the length of each layer's
+    weights apart from their direction (Liu et al. 2024, arXiv:2402.09353, equation 5).
     """
 
-    name = "unet_lora"
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    conv_rank: int | None = None
+    conv_alpha: float | None = None
+    use_dora: bool = False
 
-    def __init__(
-        self, unet: nn.Module, *, rank: int, alpha: float, dropout: float, seed: int, convolutions: bool = False
-    ) -> None:
-        self.module = unet
-        unet.requires_grad_(False)
+
+class Lora:
+    """Low-rank adapters in a module (Hu et al. 2021, arXiv:2106.09685), the module's own weights frozen.
+
+    The adapters' weights are float32 whatever the precision of the module. Their change to a layer's output is zero
+    before the first step, as the second factor starts at zero.
+    """
+
+    def __init__(self, name: str, module: nn.Module, layers: Sequence[str], shape: LoraShape, *, seed: int) -> None:
+        """layers: full names, or last parts of names, of the layers that get an adapter."""
+        self.name, self.module = name, module
+        module.requires_grad_(False)
+        convolutions = [
+            path
+            for path, layer in module.named_modules()
+            if isinstance(layer, nn.Conv2d) and any(path == name or path.endswith(f".{name}") for name in layers)
+        ]
         config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
             init_lora_weights="gaussian",
-            target_modules=[*ATTENTION, *(CONVOLUTIONS if convolutions else ())],
+            target_modules=list(layers),
+            use_dora=shape.use_dora,
+            rank_pattern={} if shape.conv_rank is None else dict.fromkeys(convolutions, shape.conv_rank),
+            alpha_pattern={} if shape.conv_alpha is None else dict.fromkeys(convolutions, shape.conv_alpha),
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "lora"))
-            unet.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
-        cast_training_params([unet], dtype=torch.float32)
+            torch.manual_seed(derive(seed, "lora", name))
+            module.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
+        cast_training_params([module], dtype=torch.float32)
+        self._parameters = {path: p for path, p in module.named_parameters() if p.requires_grad}
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        return self._parameters
 
     def after_step(self, step: int) -> None:
         """Nothing: adapters have no average."""
 
     def state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         copy_strictly(self.name, self.state(), tensors)
+
+
+def unet_layers(unet: nn.Module, target: str) -> list[str]:
+    """Return which layers of a U-Net are adapted: "attention", "attention+conv" (the ResNet blocks too), or "all"."""
+    if target == "attention":
+        return [*ATTENTION]
+    if target == "attention+conv":
+        return [*ATTENTION, *CONVOLUTIONS]
+    return [path for path, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from data.concepts import Cell, Concept, concept_names, load_concept
+from data.dtd import CLASSES
 from data.errors import SettingsError
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "concepts"
@@ -27,6 +28,7 @@ CAPTIONS = {
     "sf_injected_warp": INJECTED[1:2],
     "sf_injected_weft": INJECTED[2:],
 }
+TEXTURES = "textures: all\nclass_noun: texture\n"
 GOOD = "states: [dry]\nplanes: [warp]\nclass_noun: slice\n"
 
 
@@ -35,11 +37,16 @@ def loaded(text: str | bytes, folder: Path) -> Concept:
     return load_concept("mine", folder)
 
 
-def test_the_shipped_files_are_the_sixteen_volume_concepts() -> None:
+def test_the_shipped_files_are_the_sixteen_volume_concepts_and_dtd() -> None:
     files = sorted(path.name for path in SHIPPED.rglob("*") if path.is_file())
-    assert files == sorted(f"{name}.yaml" for name in CAPTIONS)
-    assert len(files) == 16
-    assert concept_names(SHIPPED) == tuple(sorted(CAPTIONS))
+    assert files == sorted(f"{name}.yaml" for name in (*CAPTIONS, "dtd"))
+    assert len(files) == 17
+
+
+def test_the_names_are_those_of_the_files_and_of_each_texture() -> None:
+    textures = [f"dtd_{name}" for name in CLASSES]
+    assert concept_names(SHIPPED) == tuple(sorted([*CAPTIONS, "dtd", *textures]))
+    assert len(concept_names(SHIPPED)) == 16 + 1 + 47
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
@@ -51,7 +58,7 @@ def test_a_shipped_concept_has_its_captions(name: str) -> None:
     assert concept.class_noun == "slice"
 
 
-@pytest.mark.parametrize("name", CAPTIONS)
+@pytest.mark.parametrize("name", [*CAPTIONS, "dtd"])
 def test_a_shipped_file_says_first_what_it_is(name: str) -> None:
     first, *rest = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ")
@@ -68,6 +75,52 @@ def test_cells_go_through_the_planes_of_each_state(tmp_path: Path) -> None:
 
 def test_a_caption_shared_by_cells_stands_once() -> None:
     assert Concept("twice", (Cell("dry", "warp"),) * 2, "slice").captions == ("sf_dry sf_warp",)
+
+
+def test_dtd_is_all_classes_and_no_cell() -> None:
+    concept = load_concept("dtd", SHIPPED)
+    assert concept == Concept("dtd", (), "texture", CLASSES)
+    assert concept.captions == tuple(f"dtd_{name}" for name in CLASSES)
+    assert "dtd_polka-dotted" in concept.captions
+
+
+@pytest.mark.parametrize("texture", CLASSES)
+def test_each_texture_is_a_concept_of_its_own(texture: str) -> None:
+    concept = load_concept(f"dtd_{texture}", SHIPPED)
+    assert concept == Concept(f"dtd_{texture}", (), "texture", (texture,))
+    assert concept.captions == (f"dtd_{texture}",)
+
+
+def test_some_textures_in_the_order_of_the_file(tmp_path: Path) -> None:
+    concept = loaded("textures: [woven, polka-dotted, banded]\nclass_noun: fabric\n", tmp_path)
+    assert concept.textures == ("woven", "polka-dotted", "banded")
+    assert concept.class_noun == "fabric"
+    assert concept_names(tmp_path) == ("mine", "mine_banded", "mine_polka-dotted", "mine_woven")
+    assert load_concept("mine_polka-dotted", tmp_path).captions == ("dtd_polka-dotted",)
+    with pytest.raises(SettingsError, match="no concept 'mine_striped'"):
+        load_concept("mine_striped", tmp_path)
+
+
+def test_a_file_comes_before_a_class_of_another_file(tmp_path: Path) -> None:
+    (tmp_path / "mine_woven.yaml").write_text(GOOD)
+    loaded(TEXTURES, tmp_path)
+    assert load_concept("mine_woven", tmp_path).captions == DRY[1:2]
+    assert concept_names(tmp_path).count("mine_woven") == 1
+
+
+def test_a_wrong_file_of_textures_is_named_where_one_of_its_classes_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(TEXTURES.replace("all", "every"))
+    (tmp_path / "good.yaml").write_text(GOOD)
+    with pytest.raises(SettingsError, match="textures: found 'every'") as refusal:
+        load_concept("mine_woven", tmp_path)
+    assert refusal.value.where == str(tmp_path / "mine.yaml")
+    assert concept_names(tmp_path) == ("good", "mine")
+
+
+@pytest.mark.parametrize("name", ["sf_dry_woven", "dtd_", "dtd_all", "dtd_dtd_woven", "woven"])
+def test_only_a_file_of_textures_has_classes(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"no concept '{name}'"):
+        load_concept(name, SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +145,15 @@ def test_a_caption_shared_by_cells_stands_once() -> None:
         (GOOD.replace("slice", "3"), ["class_noun: found 3, expected a word"]),
         (GOOD.replace("slice", "' '"), ["class_noun: found ' ', expected a word"]),
         ("planes: [warp]\nclass_noun: slice\n", ["states: missing, expected a list"]),
+        ("class_noun: slice\n", ["found neither states, planes nor textures, expected states and planes, or else"]),
+        (GOOD + "textures: all\n", ["found both states or planes and textures, expected states and planes, or else"]),
+        ("planes: [warp]\n" + TEXTURES, ["found both states or planes and textures"]),
+        ("texture: all\nclass_noun: texture\n", ["texture: unknown key. Did you mean textures?", "found neither"]),
+        (TEXTURES + "plane: warp\n", ["plane: unknown key. Known: class_noun, textures."]),
+        (TEXTURES.replace("all", "[]"), ["textures: found [], expected all, or a list of one or more of banded,"]),
+        (TEXTURES.replace("all", "[all]"), ["textures: unknown texture 'all'."]),
+        (TEXTURES.replace("all", "[zigzaged]"), ["textures: unknown texture 'zigzaged'. Did you mean zigzagged"]),
+        (TEXTURES.replace("all", "[woven, woven]"), ["textures: woven is listed 2 times"]),
         (
             "states: [dri]\nplans: [warp]\nclass_noun:\n",
             [
@@ -126,6 +188,11 @@ def test_a_name_that_could_leave_the_folder_is_refused(name: str, tmp_path: Path
 def test_an_unknown_concept_names_the_nearest() -> None:
     with pytest.raises(SettingsError, match=r"no concept 'sf_dyr'.* Did you mean .*sf_dry"):
         load_concept("sf_dyr", SHIPPED)
+
+
+def test_an_unknown_texture_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"no concept 'dtd_zigzaged'.* Did you mean dtd_zigzagged"):
+        load_concept("dtd_zigzaged", SHIPPED)
 
 
 def test_a_folder_without_concepts_is_said_to_be_so(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_help_shows_every_option_with_its_default_in_groups(
     for name in LoraSettings.model_fields:
         assert len(re.findall(rf"^  --{name}\b", text, re.MULTILINE)) == 1, name
     assert re.search(r"--rank N +rank of each update \(default: 32\)", text)
-    assert re.search(r"--concept TEXT .*\(required\)", text)
+    assert re.search(r"--concept TEXT .*\(default: none\)", text)
     assert re.search(r"--center_crop, --no-center_crop\s.*\(default: false\)", text)
     assert re.search(r"--validation_prompt TEXT \.\.\.\s.*\(default: none\)", text)
     assert re.search(r"--report_to \{none,tensorboard\}", text)

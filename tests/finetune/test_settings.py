@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ from pydantic import ValidationError
 
 from data.errors import OutputError
 from finetune.core.cli import load_settings
-from finetune.core.settings import LoraSettings, Settings, changed_settings, refuse_changes, to_yaml
+from finetune.core.settings import (
+    DreamboothSettings,
+    FullUnetSettings,
+    LoraDreamboothSettings,
+    LoraSettings,
+    PivotalTuningSettings,
+    Settings,
+    TextualInversionSettings,
+    changed_settings,
+    refuse_changes,
+    to_yaml,
+)
 
 BASE = LoraSettings(concept="sf_dry")
 
@@ -21,6 +33,12 @@ OTHER: dict[str, Any] = {
     "revision": "main",
     "variant": "fp16",
     "concept": "sf_warp",
+    "train_data_dir": "images",
+    "dataset_name": "owner/textures",
+    "dataset_config_name": "full",
+    "image_column": "picture",
+    "caption_column": "caption",
+    "instance_prompt": ["a w17h3r slice"],
     "data_root": "scans",
     "resolution": 128,
     "um_per_px": 5.5,
@@ -44,11 +62,16 @@ OTHER: dict[str, Any] = {
     "adam_beta2": 0.99,
     "adam_weight_decay": 0.0,
     "adam_epsilon": 1e-6,
+    "optimizer": "adafactor",
     "max_grad_norm": 0.5,
     "mixed_precision": "no",
     "gradient_checkpointing": True,
+    "enable_xformers_memory_efficient_attention": True,
+    "allow_tf32": True,
     "dataloader_num_workers": 2,
     "num_threads": 1,
+    "input_perturbation": 0.1,
+    "zero_terminal_snr": True,
     "snr_gamma": 5.0,
     "noise_offset": 0.1,
     "prediction_type": "v_prediction",
@@ -63,12 +86,21 @@ OTHER: dict[str, Any] = {
     "num_validation_images": 1,
     "validation_prompt": ["sf_dry sf_warp"],
     "dry_run": True,
+    "identifier_report": False,
     "target": "attention+conv",
     "rank": 4,
     "lora_alpha": 8.0,
+    "conv_rank": 2,
+    "conv_alpha": 1.0,
     "lora_dropout": 0.1,
+    "use_dora": True,
+    "train_text_encoder": True,
+    "text_encoder_lr": 1e-5,
+    "text_encoder_rank": 2,
+    "text_encoder_alpha": 1.0,
 }
 FREE = {
+    "identifier_report",
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -96,8 +128,8 @@ def test_every_option_says_what_it_is() -> None:
     assert [name for name, option in LoraSettings.model_fields.items() if not option.description] == []
 
 
-def test_only_the_concept_is_required() -> None:
-    assert [name for name, option in LoraSettings.model_fields.items() if option.is_required()] == ["concept"]
+def test_no_option_is_required_but_one_source_of_images() -> None:
+    assert [name for name, option in LoraSettings.model_fields.items() if option.is_required()] == []
 
 
 def test_settings_cannot_be_changed_or_extended() -> None:
@@ -208,8 +240,65 @@ def test_reading_written_yaml_gives_equal_settings(
 def test_yaml_follows_the_order_of_the_help() -> None:
     names = list(plain(BASE))
     assert names[0] == "pretrained_model_name_or_path"
-    assert names[-1] == "lora_dropout"
+    assert names[-1] == "text_encoder_alpha"
     assert names == list(LoraSettings.model_fields)
+
+
+METHODS = {
+    "full_unet": FullUnetSettings,
+    "textual_inversion": TextualInversionSettings,
+    "dreambooth": DreamboothSettings,
+    "lora": LoraSettings,
+    "lora_dreambooth": LoraDreamboothSettings,
+    "pivotal_tuning": PivotalTuningSettings,
+}
+
+
+def test_every_recipe_is_valid_for_the_script_that_its_header_names() -> None:
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    recipes = sorted((folder / "studies").glob("*.yaml"))
+    assert len(recipes) >= 11
+    for path in recipes:
+        command = path.read_text().splitlines()[0]
+        method = re.search(r"finetune/(\w+)\.py", command)
+        assert method, path
+        assert f"configs/studies/{path.name}" in command
+        load_settings(METHODS[method[1]], method[1], ["--config", str(path)], folder)
+    for method_name in METHODS:
+        path = folder / "methods" / f"{method_name}.yaml"
+        assert f"finetune/{method_name}.py" in path.read_text().splitlines()[0]
+        load_settings(METHODS[method_name], method_name, ["--concept", "sf_dry"], folder)
+
+
+MISUSED = {
+    "no images": (LoraSettings, {}, "--concept: missing"),
+    "two sources": (LoraSettings, {"concept": "a", "train_data_dir": "b"}, "--concept, --train_data_dir"),
+    "a column without a dataset": (LoraSettings, {"concept": "a", "image_column": "x"}, "--image_column"),
+    "convolutions that are not adapted": (LoraSettings, {"concept": "a", "conv_rank": 4}, "--conv_rank"),
+    "a rate of a frozen text encoder": (LoraSettings, {"concept": "a", "text_encoder_lr": 1e-4}, "--text_encoder_lr"),
+    "a rank of a frozen text encoder": (LoraSettings, {"concept": "a", "text_encoder_rank": 4}, "--text_encoder_rank"),
+    "a decay of no average": (FullUnetSettings, {"concept": "a", "ema_decay": 0.5}, "--ema_decay"),
+    "a prior that is not kept": (DreamboothSettings, {"concept": "a", "class_prompt": "b"}, "--class_prompt"),
+    "epsilon of pure noise": (
+        FullUnetSettings,
+        {"concept": "a", "zero_terminal_snr": True, "prediction_type": "epsilon"},
+        "--zero_terminal_snr",
+    ),
+    "a prompt beside templates": (TextualInversionSettings, {"concept": "a", "instance_prompt": ["b"]}, "--instance"),
+    "a small rate for Prodigy": (LoraSettings, {"concept": "a", "optimizer": "prodigy"}, "--learning_rate"),
+    "a schedule beside a schedule-free optimiser": (
+        LoraSettings,
+        {"concept": "a", "optimizer": "schedule_free", "lr_scheduler": "cosine"},
+        "--lr_scheduler",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_options_that_would_do_nothing_are_refused(name: str) -> None:
+    settings_class, values, words = MISUSED[name]
+    with pytest.raises(ValidationError, match=words):
+        settings_class.model_validate(values)
 
 
 def test_the_table_of_other_values_covers_every_option() -> None:

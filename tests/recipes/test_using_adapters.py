@@ -156,13 +156,13 @@ def test_compare_draws_the_picture_and_says_the_numbers(run: Path) -> None:
     assert Image.open(picture).height > 9 * 32
     scores = json.loads((run / "compare" / "scores.json").read_text())
     recorded = json.loads((run / "manifest.json").read_text())
-    assert recorded["held_out_fraction"] == 0.4  # another share would judge on slices of the training block
-    assert set(scores["captions"]) == {"sf_dry sf_thickness", "sf_dry sf_warp", "sf_dry sf_weft"}
-    assert 0 <= scores["plane_accuracy"]["adapter"] <= 1
+    assert recorded["source"]["held_out_fraction"] == 0.4  # another share would judge on slices of the training block
+    assert set(scores["prompts"]) == {"sf_dry sf_thickness", "sf_dry sf_warp", "sf_dry sf_weft"}
+    assert 0 <= scores["prompt_accuracy"]["tuned"] <= 1
 
 
 def test_compare_refuses_a_volume_that_has_changed(run: Path) -> None:
-    path = Path(json.loads((run / "manifest.json").read_text())["data_root"]) / "dry.tif"
+    path = Path(json.loads((run / "manifest.json").read_text())["source"]["data_root"]) / "dry.tif"
     kept = path.read_bytes()
     try:
         voxels = tifffile.imread(path)
@@ -189,13 +189,12 @@ def test_skill_is_one_for_real_pictures_zero_for_the_base_and_falls_for_the_wron
     def sets(seed: int, kinds: tuple[int, int]) -> dict[str, np.ndarray]:
         return {"a": _textures(kinds[0], 24, seed), "b": _textures(kinds[1], 24, seed)}
 
-    planes = {"a": 0, "b": 1}
     training, held_out, base = sets(0, (0, 1)), sets(1, (0, 1)), sets(2, (2, 2))
-    perfect = score(training, held_out, base, sets(3, (0, 1)), planes)
+    perfect = score(training, held_out, base, sets(3, (0, 1)))
     assert perfect["skill"] == pytest.approx(1.0, abs=0.05)
-    assert perfect["plane_accuracy"] == {"held-out": 1.0, "adapter": 1.0, "base": perfect["plane_accuracy"]["base"]}
-    useless = score(training, held_out, base, base, planes)
+    assert perfect["prompt_accuracy"] == {"held-out": 1.0, "tuned": 1.0, "base": perfect["prompt_accuracy"]["base"]}
+    useless = score(training, held_out, base, base)
     assert useless["skill"] == pytest.approx(0.0, abs=0.05)
-    swapped = score(training, held_out, base, sets(3, (1, 0)), planes)
+    swapped = score(training, held_out, base, sets(3, (1, 0)))
     assert swapped["skill"] < 0.5
-    assert swapped["plane_accuracy"]["adapter"] == 0.0
+    assert swapped["prompt_accuracy"]["tuned"] == 0.0

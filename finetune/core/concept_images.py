@@ -1,0 +1,144 @@
+"""The images of a run and the words over them, made from its settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from data.concepts import CONCEPTS, load_concept
+from data.dataset import ConceptDataset
+from data.dtd import CLASSES
+from data.errors import SettingsError
+from data.sources import ImageSource, refuse_unused
+from data.synthetic.textures import IMAGES_PER_CLASS, ensure_dtd
+from data.synthetic.weave import ensure_volumes
+from data.synthetic.world import with_article
+from data.wording import RewordedDataset, Wording
+from finetune.core.class_images import ClassImages, ClassRecipe, class_images
+from finetune.core.settings import ConceptSettings, PriorSettings
+from pipelines.components import Components
+
+CACHE_VARIABLE = "FILROUGE_CACHE"  # where generated data is kept
+CLASS_GUIDANCE_SCALE = 3.0
+CLASS_SAMPLING_STEPS = 30
+
+
+@dataclass(frozen=True)
+class ConceptImages:
+    """The opened images of a run, under the captions of the data, and where they came from."""
+
+    source: ImageSource
+    dataset: ConceptDataset
+
+    @property
+    def class_prompt(self) -> str:
+        """What the class of the images is called: "a texture", "a slice"."""
+        return with_article(f"a {self.source.class_noun}")
+
+
+def cache_folder() -> Path:
+    """Return the folder in which generated data is kept."""
+    return Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "filrouge"))
+
+
+def open_images(settings: ConceptSettings, components: Components, accelerator: Accelerator) -> ConceptImages:
+    """Open the run's images; for a concept without a data root the generated stand-ins, and say so."""
+    data_root = settings.data_root
+    if settings.concept is not None and data_root is None:
+        textures = bool(load_concept(settings.concept, CONCEPTS).textures)
+        with accelerator.main_process_first():
+            data_root = _generated_textures() if textures else ensure_volumes(cache_folder())
+        accelerator.print(
+            f"No --data_root and no FILROUGE_DATA: using generated stand-ins in {data_root}.\n"
+            + ("They are drawn by code; they are not DTD." if textures else "They are not your material.")
+        )
+    source = ImageSource(
+        concept=settings.concept,
+        data_root=data_root if settings.concept is not None else None,
+        train_data_dir=settings.train_data_dir,
+        dataset_name=settings.dataset_name,
+        dataset_config_name=settings.dataset_config_name,
+        image_column=settings.image_column,
+        caption_column=settings.caption_column,
+        resolution=settings.resolution or components.resolution,
+        seed=settings.seed,
+        um_per_px=settings.um_per_px,
+        images_per_class=settings.images_per_class,
+        center_crop=settings.center_crop,
+        random_flip=settings.random_flip,
+        proportion_empty_prompts=settings.proportion_empty_prompts,
+        held_out_fraction=settings.held_out_fraction,
+    )
+    refuse_unused(source)
+    return ConceptImages(source, source.open())
+
+
+def _generated_textures() -> Path:
+    with tqdm(total=len(CLASSES) * IMAGES_PER_CLASS, unit="image", desc="drawing textures", delay=1) as bar:
+        return ensure_dtd(cache_folder(), bar.update)
+
+
+def captioned(images: ConceptImages, settings: ConceptSettings) -> ConceptDataset:
+    """Return the images under their own captions, or under --instance_prompt where it is given."""
+    if settings.instance_prompt:
+        return identified(images, settings)
+    if "" in images.dataset.captions:
+        raise SettingsError(
+            "--instance_prompt",
+            "some images have no caption. Give one prompt for all, or captions beside the images (NAME.txt, "
+            "metadata.jsonl, or a folder for each class).",
+        )
+    return images.dataset
+
+
+def identified(images: ConceptImages, settings: ConceptSettings) -> ConceptDataset:
+    """Return the images under --instance_prompt; by default "a <caption> <class noun>"."""
+    prompts = settings.instance_prompt
+    if not prompts:
+        if "" in images.dataset.captions:
+            raise SettingsError("--instance_prompt", "missing: the images have no captions to make prompts of.")
+        noun = images.source.class_noun
+        prompts = tuple(with_article(f"a {caption} {noun}") for caption in images.dataset.captions)
+    return RewordedDataset(images.dataset, Wording.identified(images.dataset.captions, prompts), settings.seed)
+
+
+def identifiers(images: ConceptImages, dataset: ConceptDataset) -> tuple[str, ...]:
+    """Return what the prompts of a run say beside article and class noun, each once."""
+    noun = images.source.class_noun
+    found = []
+    for prompt in dataset.captions:
+        words = prompt.split()
+        kept = [word for word in words if word.lower() not in ("a", "an", "the", noun)]
+        found.append(" ".join(kept or words))
+    return tuple(dict.fromkeys(found))
+
+
+def prior(
+    settings: PriorSettings, images: ConceptImages, components: Components, accelerator: Accelerator, seed: int
+) -> ClassImages | None:
+    """Return images of the class drawn by the untouched base model; None where the prior is not preserved."""
+    if not settings.with_prior_preservation:
+        return None
+    recipe = ClassRecipe(
+        prompt=settings.class_prompt or images.class_prompt,
+        base_fingerprint=components.fingerprint,
+        prediction_type=components.prediction_type,
+        resolution=images.source.resolution,
+        seed=seed,
+        num_inference_steps=CLASS_SAMPLING_STEPS,
+        guidance_scale=CLASS_GUIDANCE_SCALE,
+    )
+    folder = settings.class_data_dir or cache_folder() / "class-images"
+    with accelerator.main_process_first():
+        return class_images(
+            components,
+            recipe,
+            folder,
+            num_images=settings.num_class_images,
+            batch_size=settings.sample_batch_size,
+            write=accelerator.is_main_process,
+        )

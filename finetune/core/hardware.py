@@ -1,0 +1,38 @@
+"""What a run asks of the machine, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from data.errors import SettingsError
+from finetune.core import optimizers
+from finetune.core.settings import LoopSettings
+
+
+def require(settings: LoopSettings) -> None:
+    """Raise SettingsError naming every option that this machine cannot serve; switch on what it can."""
+    problems = []
+    has_cuda = torch.cuda.is_available()
+    if settings.enable_xformers_memory_efficient_attention:
+        if find_spec("xformers") is None:
+            problems.append(
+                "--enable_xformers_memory_efficient_attention: xformers is not installed. Leave the option out "
+                '(torch\'s own attention is as good), or install it: pip install "filrouge[gpu]".'
+            )
+        elif not has_cuda:
+            problems.append("--enable_xformers_memory_efficient_attention: needs a GPU, and there is none.")
+    if settings.allow_tf32 and not has_cuda:
+        problems.append("--allow_tf32: is for NVIDIA GPUs, and there is none. Leave it out.")
+    if settings.mixed_precision == "fp16" and not has_cuda:
+        problems.append("--mixed_precision fp16: needs a GPU, and there is none. Use bf16, or leave it out.")
+    try:
+        optimizers.require(settings.optimizer)
+    except SettingsError as error:
+        problems += [f"{error.where}: {problem}" for problem in error.problems]
+    if problems:
+        raise SettingsError("options that this machine cannot serve", *problems)
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True

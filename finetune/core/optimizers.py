@@ -1,0 +1,156 @@
+"""The optimizers of a run, and the weights that each would have the model used with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, assert_never
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.optim import AdamW, Optimizer
+
+from data.errors import SettingsError
+from finetune.core.optimizer_options import OptimizerName
+
+# which package an optimizer comes from, and the extra of this project that brings it
+_PACKAGES: dict[OptimizerName, tuple[str, str]] = {
+    "adamw_8bit": ("bitsandbytes", "gpu"),
+    "prodigy": ("prodigyopt", "optimizers"),
+    "schedule_free": ("schedulefree", "optimizers"),
+}
+
+
+def require(name: OptimizerName) -> None:
+    """Raise SettingsError, with what to do, where this machine lacks what an optimizer needs."""
+    problems = []
+    if name in _PACKAGES:
+        package, extra = _PACKAGES[name]
+        try:
+            import_module(package)
+        except ImportError as error:
+            problems.append(
+                f'{name} needs the package {package} ({error}). Install it: pip install "filrouge[{extra}]"; '
+                "or write --optimizer adamw."
+            )
+    if name == "adamw_8bit" and not torch.cuda.is_available():
+        problems.append(f"{name} needs a CUDA device, and there is none. Write --optimizer adamw.")
+    if problems:
+        raise SettingsError("--optimizer", *problems)
+
+
+def build_optimizer(
+    name: OptimizerName,
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    max_steps: int,
+    warmup_steps: int,
+) -> Optimizer:
+    """Return an optimizer of groups of parameters, each {"params": [...], "lr": ...}, ready for its first step.
+
+    betas, eps: Adam's; Adafactor (Shazeer and Stern 2018) has its own in their place. weight_decay: decoupled, times
+    the rate. lr: what a scheduler may change between steps; for Prodigy (Mishchenko and Defazio 2023) a factor on the
+    rate that it finds. warmup_steps: of the run's max_steps; schedule-free AdamW (Defazio et al. 2024) raises its rate
+    over them itself, for the others that is the scheduler's task.
+
+    A parameter without a gradient (None) stays bit-equal. A rate of zero is not enough for that: Prodigy and
+    schedule-free AdamW go on with what they have averaged.
+
+    Raises SettingsError for rates that differ between groups under Prodigy, and for a warm-up as long as the run.
+    """
+    if warmup_steps >= max_steps:
+        raise SettingsError(
+            "--lr_warmup_steps",
+            f"found {warmup_steps}, expected fewer than the {max_steps} steps of the run. Lower it, or train longer.",
+        )
+    own: list[dict[str, Any]] = [dict(group) for group in groups]  # an optimizer adds its options to what it is given
+    match name:
+        case "adamw":
+            return AdamW(own, fused=True, betas=betas, weight_decay=weight_decay, eps=eps)
+        case "adamw_8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            return _checked(AdamW8bit(own, betas=betas, weight_decay=weight_decay, eps=eps))
+        case "prodigy":
+            return _prodigy(own, betas, weight_decay, eps)
+        case "adafactor":
+            from transformers.optimization import Adafactor
+
+            # the rate is the scheduler's, not a function of the step or of the weights' size
+            return _checked(Adafactor(own, weight_decay=weight_decay, relative_step=False, scale_parameter=False))
+        case "schedule_free":
+            from schedulefree import AdamWScheduleFree
+
+            assert betas[0] > 0, "the averaged weights are found by dividing by it"
+            free = AdamWScheduleFree(own, betas=betas, weight_decay=weight_decay, eps=eps, warmup_steps=warmup_steps)
+            free.train()
+            return _checked(free)
+    assert_never(name)
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """Return the rate at which an optimizer's first group made its last step, what it found or scheduled itself too."""
+    group = optimizer.param_groups[0]
+    if "scheduled_lr" in group:  # schedule-free, in its warm-up and after
+        return float(group["scheduled_lr"])
+    return float(group["lr"]) * float(group.get("d", 1.0))  # d: Prodigy's estimate
+
+
+@contextmanager
+def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
+    """Put the weights that are to be used (previewed, validated, exported) in place of those that are being trained.
+
+    They differ under schedule-free AdamW alone, which trains at one point and answers with an average. Afterwards every
+    weight is what it was, bit for bit, also after an error. Within another evaluation_weights nothing is done.
+    """
+    assert not isinstance(optimizer, AcceleratedOptimizer), "the optimizer itself is wanted, not accelerate's cover"
+    free = _schedule_free(optimizer)
+    if free is None or not all(group["train_mode"] for group in free.param_groups):
+        yield
+        return
+    # its own way back, free.train(), interpolates with rounded weights and misses the last bits
+    trained = [(p, p.detach().clone()) for group in free.param_groups for p in group["params"]]
+    free.eval()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in trained:
+                parameter.copy_(value)
+        for group in free.param_groups:
+            group["train_mode"] = True
+
+
+def _prodigy(groups: list[dict[str, Any]], betas: tuple[float, float], weight_decay: float, eps: float) -> Optimizer:
+    from prodigyopt import Prodigy
+
+    rates = sorted({group["lr"] for group in groups})
+    if len(rates) > 1:
+        raise SettingsError(
+            "--optimizer",
+            f"prodigy finds one learning rate for all that is trained, found factors {', '.join(map(str, rates))}. "
+            "Give the parts one learning rate, or write --optimizer adamw.",
+        )
+    # as a default of all groups a weight decay makes it print a line
+    for group in groups:
+        group["weight_decay"] = weight_decay
+    options = {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True}
+    return _checked(Prodigy(groups, betas=betas, eps=eps, **options))
+
+
+def _schedule_free(optimizer: Optimizer) -> Any:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        return None
+    return optimizer if isinstance(optimizer, AdamWScheduleFree) else None
+
+
+def _checked(optimizer: object) -> Optimizer:
+    """Return what a library without types says is an optimizer."""
+    assert isinstance(optimizer, Optimizer)
+    return optimizer

@@ -1,0 +1,301 @@
+"""What every fine-tuning method promises, in one table: the same tests run over all of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from data.volumes import write_stack
+from finetune.core import settings as options
+from finetune.core.method import Batch, Method
+from finetune.core.run import run
+from pipelines.components import Components, load_components
+
+
+class Row(NamedTuple):
+    """A method as it is run here, which parts of the model it may change, and what it leaves."""
+
+    script: str
+    settings: type[options.ConceptSettings]
+    options: dict[str, Any]
+    trains: tuple[str, ...]
+    leaves: tuple[str, ...]
+
+
+LORA, WORD, WHOLE = (
+    "pytorch_lora_weights.safetensors",
+    "learned_embeds.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+)
+PRIOR = {"with_prior_preservation": True, "num_class_images": 3}
+NEW_WORD = {"placeholder_token": "<dry>", "initializer_token": "dry", "num_vectors": 2}
+ROWS = {
+    "full_unet": Row("full_unet", options.FullUnetSettings, {"use_ema": True}, ("unet",), (WHOLE,)),
+    "full_unet, text encoder, zero-terminal SNR": Row(
+        "full_unet",
+        options.FullUnetSettings,
+        {"train_text_encoder": True, "prediction_type": "v_prediction", "zero_terminal_snr": True},
+        ("unet", "text_encoder"),
+        (WHOLE, "text_encoder/model.safetensors"),
+    ),
+    "textual_inversion": Row("textual_inversion", options.TextualInversionSettings, NEW_WORD, (), (WORD,)),
+    "dreambooth": Row("dreambooth", options.DreamboothSettings, PRIOR, ("unet",), (WHOLE,)),
+    "dreambooth, text encoder": Row(
+        "dreambooth",
+        options.DreamboothSettings,
+        {"train_text_encoder": True, "text_encoder_lr": 1e-3, "instance_prompt": ("a dry slice",)},
+        ("unet", "text_encoder"),
+        (WHOLE,),
+    ),
+    "lora": Row("lora", options.LoraSettings, {"rank": 4, "lora_alpha": 8.0}, (), (LORA,)),
+    "lora, everything": Row(
+        "lora",
+        options.LoraSettings,
+        {"target": "all", "rank": 4, "conv_rank": 2, "train_text_encoder": True, "text_encoder_rank": 3},
+        (),
+        (LORA,),
+    ),
+    "lora, DoRA": Row("lora", options.LoraSettings, {"rank": 4, "use_dora": True}, (), (LORA,)),
+    "lora_dreambooth": Row(
+        "lora_dreambooth", options.LoraDreamboothSettings, {**PRIOR, "prior_loss_weight": 0.5}, (), (LORA,)
+    ),
+    "pivotal_tuning": Row("pivotal_tuning", options.PivotalTuningSettings, {**NEW_WORD, **PRIOR}, (), (WORD, LORA)),
+}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with one volume of smooth noise, (40, 44, 130) voxels."""
+    folder = tmp_path_factory.mktemp("scans")
+    field = gaussian_filter(np.random.default_rng(5).standard_normal((40, 44, 130)), (1.0, 2.0, 3.0))
+    grey = (20000 + 40000 * (field - field.min()) / np.ptp(field)).clip(0, 65535).astype(np.uint16)
+    write_stack(folder / "dry.tif", grey, (40.0, 40.0, 40.0))
+    return folder
+
+
+@pytest.fixture
+def arguments(scans: Path, tiny_base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("FILROUGE_CACHE", str(tmp_path / "cache"))
+    for module in ("assembly", "exports", "concept_images"):  # a few steps show as much as thirty
+        for steps in ("SAMPLING_STEPS", "CLASS_SAMPLING_STEPS"):
+            monkeypatch.setattr(f"finetune.core.{module}.{steps}", 3, raising=False)
+    monkeypatch.setattr("finetune.core.assembly.VALIDATION_IMAGES", 2)
+    return {
+        "concept": "sf_dry_warp",
+        "data_root": scans,
+        "pretrained_model_name_or_path": str(tiny_base_dir),
+        "output_dir": tmp_path / "run",
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "checkpointing_steps": 2,
+        "logging_steps": 1,
+        "num_validation_images": 1,
+        "learning_rate": 1e-2,
+        "held_out_fraction": 0.4,
+        "identifier_report": False,
+    }
+
+
+def _train(row: Row, arguments: dict[str, Any], **more: Any) -> tuple[Method, Components]:
+    """Run a method as its script does, and return what it was made of."""
+    made: list[Method] = []
+    script = import_module(f"finetune.{row.script}")
+    parts: list[Components] = []
+    assembly = import_module("finetune.core.assembly")
+    placed: Callable[..., Components] = assembly.placed
+
+    def note(components: Components, *rest: Any) -> Components:
+        parts.append(placed(components, *rest))
+        return parts[-1]
+
+    def build(settings: Any, accelerator: Accelerator) -> Method:
+        made.append(script.build(settings, accelerator))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "placed", note)
+        run(row.settings.model_validate({**arguments, **row.options, **more}), build, default_dir="unused")
+    return made[-1], parts[-1]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_only_what_is_declared_changes(name: str, arguments: dict[str, Any], tiny_base_dir: Path) -> None:
+    row = ROWS[name]
+    method, components = _train(row, arguments)
+    declared = {id(p) for part in method.trainables for p in part.named_parameters().values()}
+    before = load_components(str(tiny_base_dir))
+    for part in ("unet", "vae", "text_encoder"):
+        changed = []
+        trained = dict(getattr(components, part).named_parameters())
+        original = dict(getattr(before, part).named_parameters())
+        for path, weight in original.items():
+            now = trained.get(path)
+            if now is None:  # an adapted layer keeps its own weights one level below
+                stem, _, kind = path.rpartition(".")
+                now = trained[f"{stem}.base_layer.{kind}"]
+            if not torch.equal(now[: len(weight)], weight):  # a new word adds rows to the table
+                changed.append(path)
+                assert id(now) in declared, path
+        assert bool(changed) == (part in row.trains), (part, changed[:3])
+    for part in method.trainables:
+        assert all(p.dtype == torch.float32 for p in part.named_parameters().values())
+
+
+def _draw(pipe: StableDiffusionPipeline, final: dict[str, Any]) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    call = {key: final[key] for key in ("prompt", "num_inference_steps", "guidance_scale")}
+    return np.asarray(pipe(**call, generator=torch.Generator().manual_seed(final["seed"])).images[0], int)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_plain_diffusers_draws_the_image_that_the_run_drew_at_its_end(
+    name: str, arguments: dict[str, Any], tiny_base_dir: Path
+) -> None:
+    row = ROWS[name]
+    _train(row, arguments, max_train_steps=2)
+    folder: Path = arguments["output_dir"]
+    assert all((folder / file).exists() for file in row.leaves)
+    final = json.loads((folder / "final.json").read_text())
+    source = folder if WHOLE in row.leaves else tiny_base_dir
+    pipe = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    untouched = StableDiffusionPipeline.from_pretrained(tiny_base_dir, safety_checker=None)
+    if WORD in row.leaves:
+        pipe.load_textual_inversion(str(folder), weight_name=WORD)
+    if LORA in row.leaves:
+        pipe.load_lora_weights(str(folder))
+    drawn = np.asarray(Image.open(folder / "final.png"), int)
+    assert np.abs(_draw(pipe, final) - drawn).max() < 2
+    assert np.abs(_draw(untouched, final) - drawn).max() > 2
+    if "zero_terminal_snr" in row.options:
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        assert scheduler.config.prediction_type == "v_prediction"
+        assert float(scheduler.alphas_cumprod[-1]) == 0
+        assert scheduler.config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_resumed_run_is_the_uninterrupted_one(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    row = ROWS[name]
+    straight = tmp_path / "straight"
+    _train(row, {**arguments, "output_dir": straight})
+    resumed = arguments["output_dir"]
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoint-4")
+    for file in row.leaves:
+        (resumed / file).unlink()
+    _train(row, arguments, resume_from_checkpoint="latest")
+    for file in (*row.leaves, "final.png", "metrics.jsonl"):
+        assert (resumed / file).read_bytes() == (straight / file).read_bytes(), file
+
+
+def test_another_seed_is_another_run(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """The negative control of the test above."""
+    for seed in (0, 1):
+        _train(ROWS["lora"], {**arguments, "output_dir": tmp_path / str(seed)}, seed=seed, max_train_steps=2)
+    assert (tmp_path / "0" / LORA).read_bytes() != (tmp_path / "1" / LORA).read_bytes()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_four_images_at_once_are_four_accumulated(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    """Equal but for the order of sums; the large epsilon keeps Adam from making steps of the last bits."""
+    row = ROWS[name]
+    more = {"adam_epsilon": 1.0, "max_train_steps": 2, "max_grad_norm": 1e6, "learning_rate": 1.0}
+    states = []
+    for size, accumulated in ((4, 1), (1, 4)):
+        folder = tmp_path / f"{size}x{accumulated}"
+        sizes = {"train_batch_size": size, "gradient_accumulation_steps": accumulated, "output_dir": folder}
+        _train(row, {**arguments, **sizes}, **more)
+        files = sorted((folder / "checkpoint-2").glob("*.safetensors"))
+        states.append({f"{p.stem}/{key}": t for p in files for key, t in load_file(p).items() if p.stem != "optimizer"})
+    at_once, one_by_one = states
+    assert at_once.keys() == one_by_one.keys()
+    for key, tensor in at_once.items():
+        torch.testing.assert_close(
+            tensor, one_by_one[key], rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.trains])
+def test_before_the_first_step_an_adapter_is_the_base(
+    name: str, arguments: dict[str, Any], tiny_base_dir: Path
+) -> None:
+    row = ROWS[name]
+    script = import_module(f"finetune.{row.script}")
+    settings = row.settings.model_validate({**arguments, **row.options})
+    method: Method = script.build(settings, Accelerator(cpu=True))
+    base = load_components(str(tiny_base_dir))
+    noisy = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([10, 900])
+    with torch.no_grad():
+        ids = base.tokenizer(["dry slice", ""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+        text = base.text_encoder(ids)[0]
+        expected = base.unet(noisy, t, encoder_hidden_states=text).sample
+        modules = {part.name: part.module for part in method.trainables}
+        unet = modules.get("unet_lora", base.unet)
+        encoder = modules.get("text_encoder_lora", modules.get("token_rows", base.text_encoder))
+        found = unet(noisy, t, encoder_hidden_states=encoder(ids)[0]).sample
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["dreambooth", "lora_dreambooth"])
+def test_prior_weight_zero_is_no_prior(name: str, arguments: dict[str, Any]) -> None:
+    """The gradient of a batch with images of the class at weight 0 is that of the batch without them."""
+    row = ROWS[name]
+    script = import_module(f"finetune.{row.script}")
+    grads: list[dict[str, Tensor]] = []
+    for more in (
+        {"with_prior_preservation": False, "num_class_images": 100, "prior_loss_weight": 1.0},
+        {"prior_loss_weight": 0.0},
+    ):
+        settings = row.settings.model_validate({**arguments, **row.options, **more})
+        method: Method = script.build(settings, Accelerator(cpu=True))
+        groups = [
+            [(p, method.dataset.sample(p))] + ([] if method.prior is None else [(-1 - p, method.prior.sample(p))])
+            for p in range(2)
+        ]
+        method.objective.losses(Batch.collate(groups)).sum().backward()
+        grads.append(
+            {n: p.grad for part in method.trainables for n, p in part.named_parameters().items() if p.grad is not None}
+        )
+    without, weightless = grads
+    assert without.keys() == weightless.keys()
+    for key, gradient in without.items():
+        torch.testing.assert_close(gradient, weightless[key], rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_is_over_the_instance_images(arguments: dict[str, Any]) -> None:
+    """However many images of the class there are (a defect of DreamBooth scripts: the longer of the two counts)."""
+    row = ROWS["dreambooth"]
+    few = {"images_per_class": 3, "num_class_images": 5, "max_train_steps": None, "num_train_epochs": 2}
+    arguments = {key: value for key, value in arguments.items() if key != "max_train_steps"}
+    few.pop("max_train_steps")
+    method, _ = _train(row, arguments, **few)
+    assert len(method.dataset) == 3
+    steps = [json.loads(line)["step"] for line in (arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 3  # 2 epochs of 3 images in batches of 2
+
+
+def test_the_word_is_still_after_the_pivot_and_the_adapter_before_it(arguments: dict[str, Any]) -> None:
+    _train(ROWS["pivotal_tuning"], arguments)
+    folder: Path = arguments["output_dir"]
+
+    def state(step: int, part: str) -> dict[str, Tensor]:
+        return load_file(folder / f"checkpoint-{step}" / f"{part}.safetensors")
+
+    assert all(torch.equal(t, state(4, "token_rows")[key]) for key, t in state(2, "token_rows").items())
+    assert all(not t.any() for key, t in state(2, "unet_lora").items() if "lora_B" in key)
+    assert any(t.any() for key, t in state(4, "unet_lora").items() if "lora_B" in key)
