@@ -110,7 +110,7 @@ class Discrepancy:
         resample and push the whole interval away from the estimate.
         """
         across = ((x_counts @ self.xy) * y_counts).sum(1) / (x_counts.sum(1) * y_counts.sum(1))
-        return _mean_of_pairs(self.xx, x_counts) + _mean_of_pairs(self.yy, y_counts) - 2 * across
+        return mean_of_pairs(self.xx, x_counts) + mean_of_pairs(self.yy, y_counts) - 2 * across
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def skill(tuned: Estimate, base: Estimate, floor: Estimate) -> Estimate | None:
     return Estimate(value, draws, min(tuned.num_images, base.num_images))
 
 
-def _mean_of_pairs(gram: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def mean_of_pairs(gram: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The mean of k over all pairs of two different images, (R,), for counts (R, n)."""
     squares = counts**2
     pairs = counts.sum(1) ** 2 - squares.sum(1)
