@@ -25,10 +25,15 @@ def cell_caption(state: str, plane: str) -> str:
     return f"{STATE_WORDS[state]} sf_{plane}"
 
 
-def dropped(caption: str, *, proportion: float, seed: int, position: int) -> str:
-    """Return the caption, or "" for a proportion (0 to 1) of the positions of a run.
+def is_dropped(*, proportion: float, seed: int, position: int) -> bool:
+    """Return whether the caption is left out at a position of a run: at a proportion (0 to 1) of the positions.
 
     A model that sometimes sees no words keeps its unconditional prediction, which classifier-free guidance needs
     (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1).
     """
-    return "" if generator(seed, "caption-dropout", position).random() < proportion else caption
+    return bool(generator(seed, "caption-dropout", position).random() < proportion)
+
+
+def dropped(caption: str, *, proportion: float, seed: int, position: int) -> str:
+    """Return the caption, or "" where it is left out (see `is_dropped`)."""
+    return "" if is_dropped(proportion=proportion, seed=seed, position=position) else caption

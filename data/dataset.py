@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data.captions import dropped
+from data.captions import is_dropped
 from data.concepts import Cell, Concept
 from data.errors import DataError, SettingsError
 from data.randomness import permuted_index
@@ -42,13 +42,15 @@ BLANK_BLOCK_PX = 8
 class Sample:
     """One training image: pixels float32 (3, H, W) in [-1, 1], its words, and where it was cut, for error reports.
 
-    is_prior: True for an image of the class that a method preserves, False for one of the concept.
+    is_prior: True for an image of the class that a method preserves, False for one of the concept. is_dropped: its
+    words were left out on purpose, and are "" for that reason.
     """
 
     pixels: np.ndarray
     caption: str
     is_prior: bool
     source: str
+    is_dropped: bool = False
 
 
 class Dataset(Protocol):
@@ -241,10 +243,14 @@ class SliceDataset:
         pixels = crop(pixels, origin, self.resolution)
         if self.random_flip:
             pixels = flipped(pixels, allowed_flips(cell.cell.plane), seed=self.seed, position=position)
-        caption = dropped(
-            cell.cell.caption, proportion=self.proportion_empty_prompts, seed=self.seed, position=position
+        left_out = is_dropped(proportion=self.proportion_empty_prompts, seed=self.seed, position=position)
+        return Sample(
+            to_model_range(pixels),
+            "" if left_out else cell.cell.caption,
+            is_prior=False,
+            source=cell.training.source(item, origin),
+            is_dropped=left_out,
         )
-        return Sample(to_model_range(pixels), caption, is_prior=False, source=cell.training.source(item, origin))
 
     def held_out_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return crops of the held-out blocks at the run's scale, by caption: float32 (N, 3, H, W) in [-1, 1].

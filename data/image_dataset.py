@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from data.captions import dropped
+from data.captions import is_dropped
 from data.dataset import Sample
 from data.errors import DataError, SettingsError
 from data.exits import DISK_ERRORS
@@ -179,8 +179,9 @@ class ImageDataset:
         pixels = crop(pixels, origin, self.resolution)
         if self.random_flip:
             pixels = flipped(pixels, _FLIPS, seed=self.seed, position=position)
-        caption = dropped(image.caption, proportion=self.proportion_empty_prompts, seed=self.seed, position=position)
-        return Sample(_model_pixels(pixels), caption, is_prior=False, source=f"{image.name} @ {origin}")
+        left_out = is_dropped(proportion=self.proportion_empty_prompts, seed=self.seed, position=position)
+        caption = "" if left_out else image.caption
+        return Sample(_model_pixels(pixels), caption, False, source=f"{image.name} @ {origin}", is_dropped=left_out)
 
     def held_out_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return the middle of at most num_images held-out images, by caption: float32 (N, 3, H, W) in [-1, 1].

@@ -111,7 +111,7 @@ class RewordedDataset:
 
     def sample(self, position: int) -> Sample:
         sample = self._dataset.sample(position)
-        if not sample.caption:
+        if sample.is_dropped:
             return sample
         prompts = self._wording.prompts[sample.caption]
         drawn = 0 if len(prompts) == 1 else generator(self._seed, "template", position).integers(len(prompts))
@@ -136,12 +136,13 @@ class RewordedDataset:
         return covered
 
     def _merged(self, images: Mapping[str, np.ndarray], num_images: int) -> dict[str, np.ndarray]:
-        merged = {}
-        for prompt, captions in self._captions_of().items():
-            groups = [images[caption] for caption in captions if caption in images]
-            if groups:
-                merged[prompt] = _in_turn(groups)[:num_images]
-        return merged
+        groups: dict[str, list[np.ndarray]] = {}
+        only = self.captions[0] if len(self.captions) == 1 else None  # it stands for captions of held-out images too
+        for caption, pixels in images.items():
+            prompt = self._wording.prompts[caption][0] if caption in self._wording.prompts else only
+            if prompt is not None:
+                groups.setdefault(prompt, []).append(pixels)
+        return {prompt: _in_turn(groups[prompt])[:num_images] for prompt in self.captions if prompt in groups}
 
 
 def _in_turn(groups: Sequence[np.ndarray]) -> np.ndarray:

@@ -35,7 +35,7 @@ def build(settings: DreamboothSettings, accelerator: Accelerator) -> Method:
     images = concept_images.open_images(settings, components, accelerator)
     dataset = concept_images.identified(images, settings)
     notes = assembly.identifier_report(settings, images, dataset, components)
-    prior = concept_images.prior(settings, images, components, accelerator, settings.seed)
+    prior = concept_images.prior(settings, images, components, accelerator)
     parts = assembly.whole_modules(settings, components)
     objective = assembly.noise_objective(
         settings,

@@ -35,7 +35,7 @@ def build(settings: LoraDreamboothSettings, accelerator: Accelerator) -> Method:
     images = concept_images.open_images(settings, components, accelerator)
     dataset = concept_images.identified(images, settings)
     notes = assembly.identifier_report(settings, images, dataset, components)
-    prior = concept_images.prior(settings, images, components, accelerator, settings.seed)
+    prior = concept_images.prior(settings, images, components, accelerator)
     loras = assembly.loras(settings, components)
     objective = assembly.noise_objective(
         settings,

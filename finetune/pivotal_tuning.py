@@ -36,7 +36,7 @@ def build(settings: PivotalTuningSettings, accelerator: Accelerator) -> Method:
     images = concept_images.open_images(settings, components, accelerator)
     placeholder = assembly.placeholder(settings, images, settings.subject, components)
     dataset = assembly.with_placeholder(settings, images, placeholder.tokens[0])
-    prior = concept_images.prior(settings, images, components, accelerator, settings.seed)
+    prior = concept_images.prior(settings, images, components, accelerator)
     rows = TokenRows(components.text_encoder, placeholder)
     lora = assembly.unet_lora(settings, components, settings.seed)
     objective = assembly.noise_objective(

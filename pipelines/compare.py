@@ -33,8 +33,13 @@ def main(argv: Sequence[str]) -> None:
     from pipelines.sampling import sample
 
     dataset = _same_data(arguments.adapter, manifest)
-    captions = dataset.captions
     count = arguments.num_images
+    real = {
+        name: _pictures(pixels)
+        for name, pixels in (("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count)))
+    }
+    captions = _comparable(arguments.adapter, dataset.captions, real)
+    real = {name: {caption: group[caption] for caption in captions} for name, group in real.items()}
     base = predicting_as(
         load_components(
             manifest["base"], revision=manifest["settings"]["revision"], variant=manifest["settings"]["variant"]
@@ -64,10 +69,6 @@ def main(argv: Sequence[str]) -> None:
                 progress=bar.update,
             ).reshape(len(captions), count, dataset.resolution, dataset.resolution, 3)
             drawn[name] = dict(zip(captions, pictures, strict=True))
-    real = {
-        name: _pictures(pixels)
-        for name, pixels in (("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count)))
-    }
     scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
     folder = arguments.adapter / "compare"
@@ -225,9 +226,19 @@ def _same_data(folder: Path, manifest: Mapping[str, Any]) -> ConceptDataset:
         problems.append(f"{what}: not that of the run; its content has changed, or its window, planes or split.")
     if problems:
         raise DataError(str(folder), *problems)
-    if not dataset.held_out_pixels(1):
-        raise DataError(str(folder), "no image was held out of this run; there is nothing to compare with.")
     return dataset
+
+
+def _comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[str, ...]:
+    """Return the prompts that have two images or more on both sides of the split; say how many have not."""
+    kept = tuple(caption for caption in captions if all(len(group.get(caption, ())) > 1 for group in real.values()))
+    if not kept:
+        raise DataError(
+            str(folder), "no prompt of this run has two held-out images and two training images to compare with."
+        )
+    if len(kept) < len(captions):
+        print(f"{len(captions) - len(kept)} of {len(captions)} prompts have too few images to be judged: left out")
+    return kept
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -42,6 +42,7 @@ from pipelines.spaces import LatentSpace
 
 GUIDANCE_SCALE = 3.0  # of the pictures a run draws of itself
 SAMPLING_STEPS = 30
+PREVIEW_PROMPTS = 12  # of a run with more captions
 VALIDATION_IMAGES = 16
 VALIDATION_BINS = 4
 NEAREST_WORDS = 5
@@ -124,12 +125,14 @@ def placeholder(
     settings: PlaceholderSettings, images: ConceptImages, subject: str, components: Components
 ) -> Placeholder:
     """Add the new word to the base's tokenizer and text encoder, and return it."""
-    token = settings.placeholder_token or f"<{subject.lower().replace('_', '-')}>"
+    token = settings.placeholder_token
+    if token is None:
+        token = f"<{subject.lower().replace('_', '-')}>"
     return add_placeholder(
         components.tokenizer,
         components.text_encoder,
         token,
-        settings.initializer_token or images.source.class_noun,
+        images.source.class_noun if settings.initializer_token is None else settings.initializer_token,
         settings.num_vectors,
     )
 
@@ -180,7 +183,7 @@ def preview(
 
     averaged: modules to be shown with the average of their weights instead.
     """
-    prompts = tuple(settings.validation_prompt or captions)
+    prompts = tuple(settings.validation_prompt or captions[:PREVIEW_PROMPTS])
     seeds = range(settings.num_validation_images)
     pipeline = build_pipeline(components)
 
@@ -261,7 +264,8 @@ def identifier_report(
     """Return what the base already makes of the identifiers of a run's prompts, in lines; none where not asked for."""
     if not settings.identifier_report:
         return ()
-    reports = examine_all(components, identifiers(images, dataset), images.source.class_noun, seed=settings.seed)
+    words = identifiers(images, dataset)[:PREVIEW_PROMPTS]
+    reports = examine_all(components, words, images.source.class_noun, seed=settings.seed)
     return ("identifiers", *(f"  {line}" for report in reports for line in report.lines()))
 
 
@@ -269,7 +273,7 @@ def without_placeholder(
     settings: PlaceholderSettings, images: ConceptImages, dataset: ConceptDataset, word: Placeholder
 ) -> dict[str, str]:
     """Return for each prompt with the new word the one that says its initial word instead."""
-    known = settings.initializer_token or images.source.class_noun
+    known = images.source.class_noun if settings.initializer_token is None else settings.initializer_token
     return {prompt: prompt.replace(word.tokens[0], known) for prompt in dataset.captions}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,11 @@ class ClassImages:
     """Images of the class as the prior of a run: one for each position, in shuffled rounds, all with the one prompt."""
 
     def __init__(self, folder: Path, recipe: ClassRecipe, num_images: int) -> None:
-        self._recipe, self._num_images = recipe, num_images
-        self._pixels = [_read(folder / _file_name(number), recipe.resolution) for number in range(num_images)]
-        self._hash = hashlib.sha256(b"".join(pixels.tobytes() for pixels in self._pixels)).hexdigest()
+        self._folder, self._recipe, self._num_images = folder, recipe, num_images
+
+    @cached_property
+    def _pixels(self) -> list[np.ndarray]:
+        return [_read(self._folder / _file_name(i), self._recipe.resolution) for i in range(self._num_images)]
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -68,7 +71,8 @@ class ClassImages:
         return Sample(self._pixels[number], self._recipe.prompt, is_prior=True, source=f"class image {number}")
 
     def manifest(self) -> dict[str, object]:
-        return {**asdict(self._recipe), "num_images": self._num_images, "content_hash": self._hash}
+        content = hashlib.sha256(b"".join(pixels.tobytes() for pixels in self._pixels)).hexdigest()
+        return {**asdict(self._recipe), "num_images": self._num_images, "content_hash": content}
 
 
 def class_images(
@@ -76,7 +80,7 @@ def class_images(
 ) -> ClassImages:
     """Return the first num_images of a recipe's images below a folder; those that are missing or spoilt are drawn.
 
-    write: False for a process that leaves the drawing to another one, and finds all of them there.
+    write: False for a process that leaves the drawing to another one, and for a run that only makes its plan.
     """
     home = folder / recipe.key
     if write:

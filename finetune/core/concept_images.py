@@ -19,7 +19,12 @@ from data.synthetic.weave import ensure_volumes
 from data.synthetic.world import with_article
 from data.wording import RewordedDataset, Wording
 from finetune.core.class_images import ClassImages, ClassRecipe, class_images
-from finetune.core.settings import ConceptSettings, PriorSettings
+from finetune.core.settings import (
+    ConceptSettings,
+    DreamboothSettings,
+    LoraDreamboothSettings,
+    PivotalTuningSettings,
+)
 from pipelines.components import Components
 
 CACHE_VARIABLE = "FILROUGE_CACHE"  # where generated data is kept
@@ -118,7 +123,10 @@ def identifiers(images: ConceptImages, dataset: ConceptDataset) -> tuple[str, ..
 
 
 def prior(
-    settings: PriorSettings, images: ConceptImages, components: Components, accelerator: Accelerator, seed: int
+    settings: DreamboothSettings | LoraDreamboothSettings | PivotalTuningSettings,
+    images: ConceptImages,
+    components: Components,
+    accelerator: Accelerator,
 ) -> ClassImages | None:
     """Return images of the class drawn by the untouched base model; None where the prior is not preserved."""
     if not settings.with_prior_preservation:
@@ -128,7 +136,7 @@ def prior(
         base_fingerprint=components.fingerprint,
         prediction_type=components.prediction_type,
         resolution=images.source.resolution,
-        seed=seed,
+        seed=settings.seed,
         num_inference_steps=CLASS_SAMPLING_STEPS,
         guidance_scale=CLASS_GUIDANCE_SCALE,
     )
@@ -140,5 +148,5 @@ def prior(
             folder,
             num_images=settings.num_class_images,
             batch_size=settings.sample_batch_size,
-            write=accelerator.is_main_process,
+            write=accelerator.is_main_process and not settings.dry_run,
         )

@@ -138,6 +138,8 @@ class DataSettings(Settings):
             )
         elif len(given) > 1:
             problems.append(f"{', '.join(given)}: expected only one of them.")
+        if any(not prompt.strip() for prompt in self.instance_prompt):
+            problems.append("--instance_prompt: found an empty prompt, expected words.")
         if self.dataset_name is None:
             for name in sorted(self.changed() & {"dataset_config_name", "image_column", "caption_column"}):
                 problems.append(f"--{name}: belongs to --dataset_name, which is not given. Leave it out.")
@@ -271,7 +273,7 @@ class OutputSettings(Settings):
     validation_steps: int = Field(default=500, ge=1, description="optimiser steps between sample sheets")
     num_validation_images: int = Field(default=4, ge=1, description="images per caption of a sample sheet")
     validation_prompt: tuple[str, ...] = Field(
-        default=(), description="captions of the sample sheets; none: the captions of the concept"
+        default=(), description="captions of the sample sheets; none: the first twelve of the images"
     )
     dry_run: bool = Field(default=False, description="resolve everything, print the plan and stop")
 
@@ -373,7 +375,9 @@ class PriorSettings(Settings):
     with_prior_preservation: bool = Field(
         default=False, description="train on images of the class too, drawn by the base, so that it is not forgotten"
     )
-    class_prompt: str | None = Field(default=None, description='prompt of the class; none: "a" and the class noun')
+    class_prompt: str | None = Field(
+        default=None, min_length=1, description='prompt of the class; none: "a" and the class noun'
+    )
     num_class_images: int = Field(default=100, ge=1, description="images of the class")
     prior_loss_weight: float = Field(default=1.0, ge=0, description="weight of the loss on images of the class")
     class_data_dir: Path | None = Field(

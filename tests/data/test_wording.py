@@ -27,8 +27,9 @@ class Pictures:
         return 6
 
     def sample(self, position: int) -> Sample:
-        caption = "" if position % 5 == 4 else self.captions[position % 3]
-        return Sample(np.full((3, 1, 1), position, np.float32), caption, False, f"picture {position}")
+        left_out = position % 5 == 4
+        caption = "" if left_out else self.captions[position % 3]
+        return Sample(np.full((3, 1, 1), position, np.float32), caption, False, f"picture {position}", left_out)
 
     def held_out_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         return {

@@ -20,7 +20,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data.exits import exit_code
+from data.image_dataset import build_image_dataset
 from data.volumes import write_stack
+from data.wording import RewordedDataset, Wording
 from finetune.core import settings as options
 from finetune.core.cli import run_script
 from pipelines import generate
@@ -171,9 +173,6 @@ def test_prompts_reach_the_images_of_a_folder_without_captions(
     folder, _ = trained("dreambooth")
     record = json.loads((folder / "manifest.json").read_text())
     assert record["data"]["wording"] == {"": ["a w17h3r texture"]}
-    from data.image_dataset import build_image_dataset
-    from data.wording import RewordedDataset, Wording
-
     images = build_image_dataset(material / "pictures", resolution=32, seed=0, proportion_empty_prompts=0.25)
     dataset = RewordedDataset(images, Wording.identified(images.captions, ("a w17h3r texture",)), 0)
     captions = [dataset.sample(position).caption for position in range(200)]
