@@ -52,6 +52,7 @@ def build(settings: PivotalTuningSettings, accelerator: Accelerator) -> Method:
             components,
             dataset,
             [exports.embeddings(rows, placeholder.tokens[0]), exports.adapters({"unet": lora})],
+            learnt=assembly.word_learnt(components, placeholder, rows),
         ),
         preview=assembly.preview(settings, components, dataset.captions),
         validate=assembly.watched(rows, assembly.validation(settings, objective, dataset, components)),

@@ -43,7 +43,13 @@ def build(settings: TextualInversionSettings, accelerator: Accelerator) -> Metho
         dataset=dataset,
         objective=objective,
         trainables=(rows,),
-        export=exports.fine_tuned(settings, components, dataset, [exports.embeddings(rows, placeholder.tokens[0])]),
+        export=exports.fine_tuned(
+            settings,
+            components,
+            dataset,
+            [exports.embeddings(rows, placeholder.tokens[0])],
+            learnt=assembly.word_learnt(components, placeholder, rows),
+        ),
         preview=assembly.preview(settings, components, dataset.captions),
         validate=assembly.watched(rows, assembly.validation(settings, objective, dataset, components)),
         manifest=assembly.origin(

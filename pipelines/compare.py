@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         name: _pictures(pixels)
         for name, pixels in (("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count)))
     }
-    captions = _comparable(arguments.adapter, dataset.captions, real)
+    captions = comparable(arguments.adapter, dataset.captions, real)
     real = {name: {caption: group[caption] for caption in captions} for name, group in real.items()}
     base = predicting_as(
         load_components(
@@ -229,7 +229,7 @@ def _same_data(folder: Path, manifest: Mapping[str, Any]) -> ConceptDataset:
     return dataset
 
 
-def _comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[str, ...]:
+def comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[str, ...]:
     """Return the prompts that have two images or more on both sides of the split; say how many have not."""
     kept = tuple(caption for caption in captions if all(len(group.get(caption, ())) > 1 for group in real.values()))
     if not kept:

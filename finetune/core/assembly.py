@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from data.dataset import ConceptDataset
 from data.wording import RewordedDataset, Wording
@@ -279,12 +280,28 @@ def without_placeholder(
 
 def word_report(components: Components, word: Placeholder) -> tuple[str, ...]:
     """Return the new word and the words nearest to where it starts, in lines."""
-    table = components.text_encoder.get_input_embeddings().weight.detach()
-    near = nearest_words(components.tokenizer, word.initial, table, NEAREST_WORDS, exclude=word.ids)[0]
     return (
         f"new word    {' '.join(word.tokens)} ({len(word.tokens)} vectors)",
-        "starts near " + ", ".join(f"{text} {cosine:.2f}" for text, cosine in near),
+        *_near("starts near", components, word, word.initial[:1]),
     )
+
+
+def word_learnt(components: Components, word: Placeholder, rows: TokenRows) -> Callable[[], tuple[str, ...]]:
+    """Return a function that tells how far the new word has moved and what it is nearest to, in lines."""
+
+    def tell() -> tuple[str, ...]:
+        return (
+            f"{word.tokens[0]} moved by {rows.distance():.2f} from where it started.",
+            *_near("its vectors are nearest to", components, word, rows.rows),
+        )
+
+    return tell
+
+
+def _near(title: str, components: Components, word: Placeholder, vectors: Tensor) -> tuple[str, ...]:
+    table = components.text_encoder.get_input_embeddings().weight.detach().float()
+    near = nearest_words(components.tokenizer, vectors.to(table.device), table, NEAREST_WORDS, exclude=word.ids)
+    return tuple(f"{title} " + ", ".join(f"{text} {cosine:.2f}" for text, cosine in words) for words in near)
 
 
 def origin(

@@ -41,12 +41,13 @@ def fine_tuned(
     dataset: ConceptDataset,
     writers: Sequence[Writer],
     averaged: tuple[WholeModule, ...] = (),
+    learnt: Callable[[], tuple[str, ...]] = tuple,
 ) -> Callable[[Path], list[str]]:
     """Return the export of a fine-tuned Stable Diffusion: files, a picture, a check, and a card.
 
     Every writer writes its part. `final.png` is drawn with the weights in memory, then again with what a fresh pipeline
     reads back from the files; OutputError where the two differ.
-    averaged: modules that are exported with the average of their weights.
+    averaged: modules that are exported with the average of their weights. learnt: tells what was learnt, in lines.
     """
 
     def export(folder: Path) -> list[str]:
@@ -78,6 +79,7 @@ def fine_tuned(
         lines = _how_to_use(components, folder, dataset.captions[-1])
         files.write_bytes_atomic(folder / "README.md", _card(settings, dataset, lines).encode())
         return [
+            *learnt(),
             "The result was reloaded from its files and draws the same image. To use it:",
             "",
             *(f"    {line}" for line in lines),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -299,3 +300,17 @@ def test_the_word_is_still_after_the_pivot_and_the_adapter_before_it(arguments: 
     assert all(torch.equal(t, state(4, "token_rows")[key]) for key, t in state(2, "token_rows").items())
     assert all(not t.any() for key, t in state(2, "unet_lora").items() if "lora_B" in key)
     assert any(t.any() for key, t in state(4, "unet_lora").items() if "lora_B" in key)
+
+
+def test_a_new_word_is_told_with_its_way_and_its_neighbours(
+    arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _train(ROWS["textual_inversion"], arguments, max_train_steps=2)
+    told = capsys.readouterr().out
+    assert "starts near dry 1.00" in told
+    moved = re.search(r"<dry> moved by ([0-9.]+) from where it started", told)
+    assert moved
+    last = json.loads((arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["token_distance"] == pytest.approx(float(moved[1]), abs=0.005)
+    assert last["token_distance"] > 0
+    assert told.count("its vectors are nearest to") == 2

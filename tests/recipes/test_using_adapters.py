@@ -14,8 +14,9 @@ import tifffile
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from data.errors import DataError
 from data.volumes import write_stack
-from pipelines.compare import score
+from pipelines.compare import comparable, score
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -198,3 +199,12 @@ def test_skill_is_one_for_real_pictures_zero_for_the_base_and_falls_for_the_wron
     swapped = score(training, held_out, base, sets(3, (1, 0)))
     assert swapped["skill"] < 0.5
     assert swapped["prompt_accuracy"]["tuned"] == 0.0
+
+
+def test_prompts_with_too_few_images_are_left_out_and_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    two, one = np.zeros((2, 3, 8, 8)), np.zeros((1, 3, 8, 8))
+    real = {"held-out": {"a": two, "b": one, "c": two}, "training": {"a": two, "b": two, "d": two}}
+    assert comparable(tmp_path, ("a", "b", "c", "d"), real) == ("a",)
+    assert "3 of 4 prompts" in capsys.readouterr().out
+    with pytest.raises(DataError, match="two held-out images"):
+        comparable(tmp_path, ("b", "c"), real)
