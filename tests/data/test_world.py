@@ -55,6 +55,17 @@ def test_held_out_scenes_are_never_drawn_for_training_and_share_no_word_alone() 
         assert set(names) <= seen, field
 
 
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 0.6, 1.0])
+def test_the_share_of_textured_shapes_is_as_asked_and_the_rest_is_even(share: float) -> None:
+    world = World(0, 3000, textured_shape_share=share)
+    scenes = [world.scene(index) for index in range(len(world))]
+    textured = sum(bool(scene.shape and scene.texture) for scene in scenes)
+    textures = sum(not scene.shape for scene in scenes)
+    assert textured / 3000 == pytest.approx(share, abs=0.03)
+    assert textures / 3000 == pytest.approx((1 - share) / 2, abs=0.03)
+    assert WorldDataset(0, 3000, textured_shape_share=share).manifest()["textured_shape_share"] == share
+
+
 def test_a_picture_depends_on_seed_and_index_alone() -> None:
     a, b = World(3, 10), World(3, 1000)
     assert np.array_equal(a.pixels(7), b.pixels(7))
