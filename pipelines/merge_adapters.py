@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     folder = _empty_folder(arguments.output_dir)
     from pipelines.adapters import read_adapter_facts
     from pipelines.components import build_pipeline, load_components
+    from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
     from pipelines.merging import combine, merge
 
     adapters = list(zip(arguments.adapter, arguments.weights, strict=True))
@@ -39,6 +40,9 @@ def main(argv: Sequence[str]) -> None:
     predicted = _common(arguments.adapter, facts, "prediction_type")
     if predicted is not None:
         components = components.predicting(predicted)
+    for path in arguments.adapter:
+        if (path / EMBEDDINGS_NAME).exists():  # a new word goes into the tokenizer and the text encoder themselves
+            load_embeddings(build_pipeline(components), path / EMBEDDINGS_NAME)
     prompt = arguments.prompt if arguments.prompt is not None else _caption(facts)
 
     partial = folder.with_name(f".{folder.name}.partial")

@@ -18,6 +18,7 @@ from data.exits import exit_code
 from pipelines import merge_adapters
 from pipelines.adapters import export_lora
 from pipelines.components import Components, load_components
+from pipelines.embeddings import export_embeddings
 from pipelines.merging import combine, merge
 
 PARTS = ("unet", "text_encoder")
@@ -150,6 +151,17 @@ def test_script_writes_a_model_that_plain_diffusers_loads(
     }
     assert load_components(str(folder)).fingerprint != base.fingerprint
     assert [path.name for path in folder.parent.iterdir()] == ["merged"]
+
+
+def test_a_new_word_beside_an_adapter_goes_into_the_merged_model(base: Components, tmp_path: Path) -> None:
+    adapter = exported(base.name, tmp_path / "adapter", 4, unet=["to_q"])
+    rows = torch.randn((2, 32), generator=torch.Generator().manual_seed(0))
+    export_embeddings(adapter, "<dry>", rows, {})
+    folder = tmp_path / "merged"
+    assert run("--adapter", adapter, "--prompt", "a <dry> slice", "--output_dir", folder) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    ids = pipe.tokenizer.convert_tokens_to_ids(["<dry>", "<dry>_1"])
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], rows)
 
 
 def test_script_keeps_no_model_that_draws_something_else(
