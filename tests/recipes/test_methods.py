@@ -317,7 +317,11 @@ MISTAKES = {
         "lora", "captioned", ("--text_encoder_lr", "1e-5"), 2, ("--text_encoder_lr", "--train_text_encoder")
     ),
     "rank of no convolution": Mistake(
-        "lora", "captioned", ("--conv_rank", "4"), 2, ("--conv_rank", "found 4", "--target attention+conv")
+        "lora",
+        "captioned",
+        ("--conv_rank", "4", "--target", "attention"),
+        2,
+        ("--conv_rank", "found 4", "--target attention+conv"),
     ),
     "pure noise under epsilon": Mistake(
         "lora", "captioned", ("--zero_terminal_snr",), 2, ("zero_terminal_snr", "epsilon", "v_prediction")
