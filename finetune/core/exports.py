@@ -113,10 +113,11 @@ def whole(components: Components) -> Writer:
     def write(folder: Path, _: Mapping[str, str]) -> None:
         pipe = build_pipeline(components)
         kept = {part: (module, module.dtype) for part, module in _modules(components).items()}
-        for module, _dtype in kept.values():
+        lowered = [(module, dtype) for module, dtype in kept.values() if dtype != torch.float32]
+        for module, _ in lowered:
             module.float()
         pipe.save_pretrained(folder)
-        for module, dtype in kept.values():
+        for module, dtype in lowered:
             module.to(dtype)
 
     return write
@@ -229,7 +230,9 @@ def _check_reload(
     )
     for part, reloaded in _modules(fresh.components).items():
         trained = _modules(components)[part]
-        reloaded.to(trained.device, trained.dtype)
+        reloaded.to(trained.device)
+        if reloaded.dtype != trained.dtype:
+            reloaded.to(trained.dtype)
     difference = float(np.abs(_drawn(fresh.pipeline, prompt) - live).max()) * 255
     if not difference <= LARGEST_DIFFERENCE:
         raise OutputError(
