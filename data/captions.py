@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -23,6 +24,11 @@ def cell_caption(state: str, plane: str) -> str:
     assert state in STATES, f"state {state!r} is none of {STATES}"
     assert plane in PLANES, f"plane {plane!r} is none of {PLANES}"
     return f"{STATE_WORDS[state]} sf_{plane}"
+
+
+def with_article(phrase: str) -> str:
+    """Write "an" for "a" before a vowel."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
 
 
 def is_dropped(*, proportion: float, seed: int, position: int) -> bool:

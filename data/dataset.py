@@ -140,7 +140,7 @@ class Slices:
 
     def limited(self, num_slices: int) -> Slices:
         """Return at most a number of these slices, evenly spaced."""
-        chosen = tuple(self.indices[item] for item in _evenly(len(self), min(num_slices, len(self))))
+        chosen = tuple(self.indices[item] for item in evenly_spaced(len(self), min(num_slices, len(self))))
         return replace(self, indices=chosen)
 
 
@@ -469,7 +469,7 @@ def _contrast(pixels: np.ndarray) -> float:
 def _even_crops(slices: Slices, resolution: int, num_images: int) -> np.ndarray:
     """Return evenly spaced crops as float32 (N, 3, H, W) in [-1, 1], no two of them overlapping within a slice."""
     origins = tile_origins(slices.shape_px, resolution)
-    items = _evenly(len(slices), min(num_images, len(slices) * len(origins)))
+    items = evenly_spaced(len(slices), min(num_images, len(slices) * len(origins)))
     # tiles go round, so that neighbouring slices, near-duplicates, show different places
     crops = [
         to_model_range(crop(slices.pixels(item), origins[number % len(origins)], resolution))
@@ -478,7 +478,7 @@ def _even_crops(slices: Slices, resolution: int, num_images: int) -> np.ndarray:
     return np.stack(crops) if crops else np.zeros((0, 3, resolution, resolution), np.float32)
 
 
-def _evenly(num_items: int, num_chosen: int) -> list[int]:
+def evenly_spaced(num_items: int, num_chosen: int) -> list[int]:
     """Return items 0 to num_items - 1, evenly spaced and in order; each at most ceil(num_chosen / num_items) times."""
     return [(2 * number + 1) * num_items // (2 * num_chosen) for number in range(num_chosen)]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from data.captions import is_dropped
-from data.dataset import Sample
+from data.dataset import Sample, evenly_spaced
 from data.errors import DataError, SettingsError
 from data.exits import DISK_ERRORS
 from data.image_files import find_images, text_problems
@@ -236,7 +236,7 @@ class ImageDataset:
         for image in images:
             by_caption.setdefault(image.caption, []).append(image)
         return {
-            caption: np.stack([self._middle(image) for image in _evenly(chosen, num_images)])
+            caption: np.stack([self._middle(image) for image in evenly(chosen, num_images)])
             for caption, chosen in by_caption.items()
         }
 
@@ -370,7 +370,7 @@ def _prepared(
         kept = {
             id(image)
             for label in dict.fromkeys(image.label for image in training)
-            for image in _evenly([image for image in training if image.label == label], images_per_class)
+            for image in evenly([image for image in training if image.label == label], images_per_class)
         }
         training = [image for image in training if id(image) in kept]
     return training, held_out
@@ -501,10 +501,9 @@ def _size_problems(image: CheckedImage, resolution: int) -> list[str]:
     ]
 
 
-def _evenly(items: Sequence[_Item], num_chosen: int) -> list[_Item]:
+def evenly(items: Sequence[_Item], num_chosen: int) -> list[_Item]:
     """Return at most a number of items, evenly spaced and in order."""
-    number = min(num_chosen, len(items))
-    return [items[(2 * place + 1) * len(items) // (2 * number)] for place in range(number)]
+    return [items[place] for place in evenly_spaced(len(items), min(num_chosen, len(items)))]
 
 
 def _model_pixels(pixels: np.ndarray) -> np.ndarray:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data.concepts import CONCEPTS, load_concept
+from data.concepts import CONCEPTS, load_concept, texture_caption
 from data.dataset import ConceptDataset, build_slice_dataset
-from data.errors import DataError
+from data.errors import SettingsError
 
 TEXTURE_NOUN = "texture"  # of images that no concept file describes
 
@@ -108,7 +109,7 @@ class ImageSource:
     def _textures(self, classes: tuple[str, ...]) -> ConceptDataset:
         """Return classes of DTD, its first official split: train and val to train on, test held out."""
         from data.dtd import read_dtd
-        from data.image_dataset import ImageDataset
+        from data.image_dataset import ImageDataset, evenly
         from data.image_files import ImageFile
 
         folder = self.data_root
@@ -116,13 +117,12 @@ class ImageSource:
         split = read_dtd(folder, classes)
 
         def files(members: list[tuple[Path, str]], limit: int | None) -> list[ImageFile]:
-            kept = []
-            for name in classes:
-                of_class = [path for path, label in members if label == name]
-                count = len(of_class) if limit is None else min(limit, len(of_class))
-                chosen = [of_class[(2 * number + 1) * len(of_class) // (2 * count)] for number in range(count)]
-                kept += [ImageFile(path, f"dtd_{name}", name, folder=folder) for path in chosen]
-            return kept
+            by_class = ([path for path, label in members if label == name] for name in classes)
+            return [
+                ImageFile(path, texture_caption(name), name, folder=folder)
+                for name, paths in zip(classes, by_class, strict=True)
+                for path in (paths if limit is None else evenly(paths, limit))
+            ]
 
         return ImageDataset(
             files(split.training, self.images_per_class),
@@ -142,7 +142,17 @@ def check_concept(name: str | None) -> None:
         load_concept(name, CONCEPTS)
 
 
-def refuse_unused(source: ImageSource) -> None:
-    """Raise DataError for a pixel scale that is asked of images that have none."""
-    if source.um_per_px is not None and (source.concept is None or load_concept(source.concept, CONCEPTS).textures):
-        raise DataError("--um_per_px", "found a pixel scale, but these images have no voxel size. Leave it out.")
+def refuse_unused(source: ImageSource, changed: AbstractSet[str]) -> None:
+    """Raise SettingsError for options that do nothing to images of this source.
+
+    changed: names of the options that are not at their defaults.
+    """
+    textures = source.concept is not None and bool(load_concept(source.concept, CONCEPTS).textures)
+    reasons = {}
+    if textures or source.concept is None:
+        reasons["um_per_px"] = "these images have no voxel size"
+    if textures:
+        reasons["held_out_fraction"] = "DTD has a split of its own"
+    problems = [f"--{name}: {reasons[name]}. Leave it out." for name in sorted(reasons.keys() & changed)]
+    if problems:
+        raise SettingsError("options without a meaning here", *problems)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from finetune.core.cli import run_script
+from finetune.core.cli import fine_tune, run_script
 from finetune.core.settings import DreamboothSettings
 
 if TYPE_CHECKING:
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(settings: DreamboothSettings) -> None:
-    from data.sources import check_concept
-
-    check_concept(settings.concept)  # a wrong name is told before torch is loaded
-
-    from finetune.core.run import run
-
-    run(settings, build, default_dir=f"{settings.subject}-dreambooth")
+    fine_tune(settings, build, "dreambooth")
 
 
 def build(settings: DreamboothSettings, accelerator: Accelerator) -> Method:

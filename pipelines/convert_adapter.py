@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     from pipelines.adapters import adapter_file, read_adapter_facts
     from pipelines.components import load_components
     from pipelines.kohya import from_kohya, to_kohya
+    from pipelines.runs import predicting_as
 
     source = adapter_file(arguments.adapter)
     stem = source.stem.removesuffix("_kohya")
@@ -36,9 +37,7 @@ def main(argv: Sequence[str]) -> None:
         raise OutputError(str(target), "exists; nothing is written over. Choose another --output.")
     facts = read_adapter_facts(source)
     base = arguments.pretrained_model_name_or_path or facts.get("base") or "swatch"
-    components = load_components(base)
-    if "prediction_type" in facts:
-        components = components.predicting(facts["prediction_type"])
+    components = predicting_as(load_components(base), facts)
 
     partial = target.with_name(f".{target.stem}.partial.safetensors")
     try:

@@ -32,14 +32,13 @@ def main(argv: Sequence[str]) -> None:
     from pipelines.components import build_pipeline, load_components
     from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
     from pipelines.merging import combine, merge
+    from pipelines.runs import predicting_as
 
     adapters = list(zip(arguments.adapter, arguments.weights, strict=True))
     facts = [read_adapter_facts(path) for path, _ in adapters]
     base = arguments.pretrained_model_name_or_path or _common(arguments.adapter, facts, "base") or "swatch"
-    components = load_components(base)
-    predicted = _common(arguments.adapter, facts, "prediction_type")
-    if predicted is not None:
-        components = components.predicting(predicted)
+    trained_for = {key: _common(arguments.adapter, facts, key) for key in ("prediction_type", "zero_terminal_snr")}
+    components = predicting_as(load_components(base), {k: v for k, v in trained_for.items() if v is not None})
     for path in arguments.adapter:
         if (path / EMBEDDINGS_NAME).exists():  # a new word goes into the tokenizer and the text encoder themselves
             load_embeddings(build_pipeline(components), path / EMBEDDINGS_NAME)

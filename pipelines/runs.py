@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from safetensors import SafetensorError, safe_open
 
 from data.errors import SettingsError
-from pipelines.adapters import FACTS_KEY, load_adapter
+from pipelines.adapters import load_adapter, opened, read_adapter_facts
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
 
@@ -118,13 +116,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Return what the files of a run say of themselves: base, prediction type, grey values; {} for others' files."""
     facts: dict[str, Any] = {}
     for file in _files(path):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                facts |= json.loads((tensors.metadata() or {}).get(FACTS_KEY, "{}"))
-        except (SafetensorError, OSError) as error:
-            raise SettingsError(str(file), f"is not a whole safetensors file ({error}).") from None
-        except (ValueError, TypeError) as error:
-            raise SettingsError(str(file), f"its entry {FACTS_KEY} is not JSON: {error}. Export it again.") from None
+        facts |= read_adapter_facts(file)
     return facts
 
 
@@ -143,9 +135,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_embedding(file: Path) -> bool:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise SettingsError(str(file), f"is not a whole safetensors file ({error}).") from None
-    return not any("." in name for name in names)  # a layer's name has dots, a word's vectors have the word's
+    with opened(file) as tensors:
+        names = list(tensors.keys())
+    return not any("." in name for name in names)  # a layer's name has dots

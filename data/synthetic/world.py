@@ -8,13 +8,13 @@ prompts on which the base model is judged. Nothing here resembles a woven compos
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from itertools import product
 
 import numpy as np
 
+from data.captions import with_article
 from data.randomness import generator
 
 SIZE_PX = 64
@@ -157,11 +157,6 @@ def draw_anything(rng: np.random.Generator, size_px: int = SIZE_PX) -> np.ndarra
         picture = ends[0] + (ends[1] - ends[0]) * grey[..., None]
     picture = picture + rng.normal(0, rng.choice([0.0, 4.0, 10.0]), grey.shape)[..., None]
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-
-
-def with_article(phrase: str) -> str:
-    """Write "an" for "a" before a vowel."""
-    return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
 
 
 def texture_mask(name: str, rng: np.random.Generator, size_px: int, scale: float = 1.0) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +30,7 @@ from finetune.core.settings import (
     TextualInversionSettings,
 )
 from finetune.core.token_rows import TokenRows
-from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, unet_layers
+from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, averages, unet_layers
 from finetune.core.validation import ValidationLoss
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.conditioning import TextConditioner
@@ -240,18 +239,6 @@ def watched(rows: TokenRows, validate: Callable[[], dict[str, float]] | None) ->
         return {"token_distance": rows.distance(), **(validate() if validate is not None else {})}
 
     return measure
-
-
-@contextmanager
-def averages(parts: tuple[WholeModule, ...]) -> Iterator[None]:
-    """Put the averages of modules in the place of their weights for a while, where they keep one."""
-    for part in parts:
-        part.swap_average()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.swap_average()
 
 
 def learning_rates(settings: LoopSettings, rates: Mapping[str, float | None]) -> dict[str, float]:

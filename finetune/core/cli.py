@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from inspect import get_annotations, getdoc
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -24,11 +24,17 @@ from pydantic.fields import FieldInfo
 
 from data.errors import SettingsError, nearest
 from data.exits import exit_code
-from finetune.core.settings import ALIASES, DATA_VARIABLE, LENGTHS, SWITCHES, Settings
+from finetune.core.settings import ALIASES, DATA_VARIABLE, LENGTHS, SWITCHES, ConceptSettings, Settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from finetune.core.method import Method
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 S = TypeVar("S", bound=Settings)
+C = TypeVar("C", bound=ConceptSettings)
 
 
 class _Given(NamedTuple):
@@ -282,6 +288,17 @@ def run_script(
         main(settings)
 
     return exit_code(with_settings, method, lambda: _memory_hints(settings.model_dump()) if settings else [])
+
+
+def fine_tune(settings: C, build: Callable[[C, Accelerator], Method], method: str) -> None:
+    """Run a method that learns a concept: a wrong name of it is told before torch is loaded."""
+    from data.sources import check_concept
+
+    check_concept(settings.concept)
+
+    from finetune.core.run import run
+
+    run(settings, build, default_dir=f"{settings.subject}-{method}")
 
 
 def _memory_hints(settings: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from data.captions import with_article
 from data.concepts import CONCEPTS, load_concept
 from data.dataset import ConceptDataset
 from data.dtd import CLASSES
@@ -16,7 +17,6 @@ from data.errors import SettingsError
 from data.sources import ImageSource, refuse_unused
 from data.synthetic.textures import IMAGES_PER_CLASS, ensure_dtd
 from data.synthetic.weave import ensure_volumes
-from data.synthetic.world import with_article
 from data.wording import RewordedDataset, Wording
 from finetune.core.class_images import ClassImages, ClassRecipe, class_images
 from finetune.core.settings import (
@@ -78,7 +78,7 @@ def open_images(settings: ConceptSettings, components: Components, accelerator: 
         proportion_empty_prompts=settings.proportion_empty_prompts,
         held_out_fraction=settings.held_out_fraction,
     )
-    refuse_unused(source)
+    refuse_unused(source, settings.changed())
     return ConceptImages(source, source.open())
 
 

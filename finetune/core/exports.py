@@ -18,10 +18,10 @@ from transformers import CLIPTokenizer
 from data.dataset import ConceptDataset, Dataset
 from data.errors import OutputError
 from finetune.core import files
-from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS, averages
+from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
 from finetune.core.settings import ConceptSettings, to_yaml
 from finetune.core.token_rows import TokenRows
-from finetune.core.trainables import ADAPTER, Lora, WholeModule
+from finetune.core.trainables import ADAPTER, Lora, WholeModule, averages
 from pipelines.adapters import FACTS_KEY, export_lora
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.embeddings import EMBEDDINGS_NAME, export_embeddings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,18 @@ class WholeModule:
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.module.state_dict().items() if tensor.is_floating_point()}
+
+
+@contextmanager
+def averages(parts: tuple[WholeModule, ...]) -> Iterator[None]:
+    """Put the averages of modules in the place of their weights for a while, where they keep one."""
+    for part in parts:
+        part.swap_average()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.swap_average()
 
 
 @dataclass(frozen=True)
