@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 
 from data.errors import SettingsError
-from finetune.core import optimizers
+from finetune.core import boards, optimizers
 from finetune.core.settings import LoopSettings
 
 
@@ -27,10 +27,11 @@ def require(settings: LoopSettings) -> None:
         problems.append("--allow_tf32: is for NVIDIA GPUs, and there is none. Leave it out.")
     if settings.mixed_precision == "fp16" and not has_cuda:
         problems.append("--mixed_precision fp16: needs a GPU, and there is none. Use bf16, or leave it out.")
-    try:
-        optimizers.require(settings.optimizer)
-    except SettingsError as error:
-        problems += [f"{error.where}: {problem}" for problem in error.problems]
+    for check in (lambda: optimizers.require(settings.optimizer), lambda: boards.require(settings.report_to)):
+        try:
+            check()
+        except SettingsError as error:
+            problems += [f"{error.where}: {problem}" for problem in error.problems]
     if problems:
         raise SettingsError("options that this machine cannot serve", *problems)
     if settings.allow_tf32:

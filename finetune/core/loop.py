@@ -123,8 +123,10 @@ def train(
                     exit_code=128 + stop,
                 )
             if look and method.preview is not None:
+                picture = store.run_dir / "samples" / f"step-{done:06d}.png"
                 with evaluation_weights(optimizer):
-                    method.preview(store.run_dir / "samples" / f"step-{done:06d}.png")
+                    method.preview(picture)
+                tracker.picture(done, picture)
                 for part in method.trainables:
                     part.module.train()
     if not accelerator.is_main_process:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped
 from finetune.core import files
+from finetune.core.boards import Board, open_board
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
@@ -75,7 +76,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             first_step=first_step,
             last_step=max_train_steps,
             images_per_step=_global_batch(settings, accelerator),
-            tensorboard=settings.report_to == "tensorboard",
+            board=_board(settings, run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
             enabled=accelerator.is_main_process,
         )
         try:
@@ -100,6 +101,12 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")
+
+
+def _board(settings: LoopSettings, run_dir: Path, run_id: str, first_step: int) -> Board | None:
+    return open_board(
+        settings.report_to, run_dir, run_id=run_id, first_step=first_step, settings=settings.model_dump(mode="json")
+    )
 
 
 def _tell(status: RunStatus, accelerator: Accelerator, state: RunState, step: int, reason: str) -> None:

@@ -36,6 +36,7 @@ FREE_ON_RESUME = frozenset(
         *("validation_steps", "num_validation_images", "validation_prompt", "identifier_report"),
     }
 )
+TrackerName = Literal["none", "tensorboard", "wandb"]
 LENGTHS = ("max_train_steps", "num_train_epochs")  # one of the two says how long a run is
 
 
@@ -268,7 +269,7 @@ class OutputSettings(Settings):
     checkpoints_total_limit: int | None = Field(
         default=None, ge=2, description="checkpoints kept, the newest; none: all"
     )
-    report_to: Literal["none", "tensorboard"] = Field(default="none", description="tracker beside metrics.jsonl")
+    report_to: TrackerName = Field(default="none", description="tracker beside metrics.jsonl; needs the extra trackers")
     logging_steps: int = Field(default=10, ge=1, description="optimiser steps between lines of metrics.jsonl")
     validation_steps: int = Field(default=500, ge=1, description="optimiser steps between sample sheets")
     num_validation_images: int = Field(default=4, ge=1, description="images per caption of a sample sheet")

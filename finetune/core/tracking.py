@@ -1,23 +1,19 @@
-"""What a run tells while it goes on: a progress bar, metrics.jsonl, and TensorBoard when asked."""
+"""What a run tells while it goes on: a progress bar, metrics.jsonl, and a board when asked."""
 
 from __future__ import annotations
 
 import json
 import time
-import warnings
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from finetune.core import files
+from finetune.core.boards import Board
 
 
 class Tracker:
-    """Records one line of metrics.jsonl for each logged step; the record survives a crash and a resumed run.
-
-    A failing TensorBoard is reported once and left out; the run goes on.
-    """
+    """Records one line of metrics.jsonl for each logged step; the record survives a crash and a resumed run."""
 
     def __init__(
         self,
@@ -26,10 +22,10 @@ class Tracker:
         first_step: int,
         last_step: int,
         images_per_step: int,
-        tensorboard: bool,
+        board: Board | None = None,
         enabled: bool = True,
     ) -> None:
-        """enabled: False for all processes of a run but the first, which write nothing."""
+        """enabled: False for all processes of a run but the first, which write nothing and have no board."""
         self.path = run_dir / "metrics.jsonl"
         if enabled:
             self._drop_lines_after(first_step)
@@ -38,7 +34,7 @@ class Tracker:
             total=last_step, initial=first_step, unit="step", desc="train", dynamic_ncols=True, disable=not enabled
         )
         self._started, self._first_step = time.monotonic(), first_step
-        self._writer = _summary_writer(run_dir / "tensorboard") if tensorboard and enabled else None
+        self._board = board
 
     def step(self, step: int, loss: float) -> None:
         seconds = time.monotonic() - self._started
@@ -48,19 +44,18 @@ class Tracker:
 
     def log(self, step: int, **values: float) -> None:
         files.append_line(self.path, json.dumps({"step": step, **values}))
-        if self._writer is None:
-            return
-        try:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-        except Exception as error:  # a tracker's fault of any kind must not end a run
-            warnings.warn(f"TensorBoard failed and is left out from here on: {error}", stacklevel=2)
-            self._writer = None
+        if self._board is not None:
+            self._board.log(step, values)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show the sample sheet of a step."""
+        if self._board is not None:
+            self._board.picture(step, path)
 
     def close(self) -> None:
         self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
 
     def _drop_lines_after(self, step: int) -> None:
         """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash."""
@@ -74,9 +69,3 @@ class Tracker:
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue
         files.write_bytes_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
-
-
-def _summary_writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))

@@ -173,7 +173,7 @@ def test_a_wrong_item_of_a_list_is_named(config_dir: Path) -> None:
         (["--learning_rate=-1e-4"], r"--learning_rate: found '-1e-4', expected greater than 0\."),
         (["--learning_rate", "nan"], r"--learning_rate: found 'nan', expected a finite number\."),
         (["--lr_scheduler", "step"], r"--lr_scheduler: found 'step', expected 'linear', 'cosine', .*"),
-        (["--logger", "wandb"], r"--logger: found 'wandb', expected 'none' or 'tensorboard'\."),
+        (["--logger", "aim"], r"--logger: found 'aim', expected 'none', 'tensorboard' or 'wandb'\."),
         (["--center_crop", "perhaps"], r"--center_crop: found 'perhaps', expected a valid boolean\."),
         (["--no-center_crop=true"], r"--no-center_crop: found 'true', expected no value\."),
         (["--offset_noise", "0.2"], r"--offset_noise: found '0\.2', expected no value\."),
@@ -290,7 +290,7 @@ def test_help_shows_every_option_with_its_default_in_groups(
     assert re.search(r"--concept TEXT .*\(default: none\)", text)
     assert re.search(r"--center_crop, --no-center_crop\s.*\(default: false\)", text)
     assert re.search(r"--validation_prompt TEXT \.\.\.\s.*\(default: none\)", text)
-    assert re.search(r"--report_to \{none,tensorboard\}", text)
+    assert re.search(r"--report_to \{none,tensorboard,wandb\}", text)
 
 
 # running a script

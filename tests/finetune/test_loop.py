@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from data.dataset import Sample
 from data.errors import NonFiniteError
 from data.randomness import permuted_index
-from finetune.core import draws
+from finetune.core import draws, files
+from finetune.core.boards import Board
 from finetune.core.checkpoint import CheckpointStore, RunLock
 from finetune.core.loop import train
 from finetune.core.method import Batch, Method
@@ -70,6 +72,7 @@ def _run(
     poisoned: int | None = None,
     resume: bool = False,
     last_step: int | None = None,
+    board: Board | None = None,
     **options: object,
 ) -> dict[str, Tensor]:
     """Train the toy and return its weights and their average."""
@@ -85,8 +88,10 @@ def _run(
         objective=Denoising(module, scale),
         trainables=(part,),
         export=lambda _: [],
+        preview=lambda path: files.write_bytes(path, b"a sheet"),
         manifest={},
     )
+    (folder / "samples").mkdir(exist_ok=True)
     with RunLock(folder):
         store = CheckpointStore(folder, "run")
         resume_from = store.find_latest() if resume else None
@@ -95,7 +100,7 @@ def _run(
             first_step=resume_from.step if resume_from else 0,
             last_step=7,
             images_per_step=2,
-            tensorboard=settings.report_to == "tensorboard",
+            board=board,
         )
         train(
             method,
@@ -211,11 +216,30 @@ def test_old_checkpoints_go_only_as_the_limit_says(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
 
 
-def test_tensorboard_is_written_when_asked(tmp_path: Path) -> None:
-    _run(tmp_path / "a", report_to="tensorboard")
-    _run(tmp_path / "b")
-    assert list((tmp_path / "a" / "tensorboard").glob("events*"))
-    assert not (tmp_path / "b" / "tensorboard").exists()
+class Seen:
+    """A board that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, dict[str, float]] = {}
+        self.pictures: dict[int, bytes] = {}
+        self.is_closed = False
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.numbers[step] = dict(values)
+
+    def picture(self, step: int, path: Path) -> None:
+        self.pictures[step] = path.read_bytes()
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_board_is_shown_what_metrics_hold_and_every_sheet(tmp_path: Path) -> None:
+    board = Seen()
+    _run(tmp_path / "a", board=board, validation_steps=3)
+    assert board.numbers == {line.pop("step"): line for line in _metrics(tmp_path / "a")}
+    assert board.pictures == dict.fromkeys((3, 6, 7), b"a sheet")
+    assert board.is_closed
 
 
 def test_a_torn_last_line_of_metrics_is_dropped_on_resume(tmp_path: Path) -> None:
