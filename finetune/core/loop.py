@@ -53,7 +53,8 @@ def train(
     """
     named = {f"{part.name}/{name}": p for part in method.trainables for name, p in part.named_parameters().items()}
     assert named, "a method trains something"
-    assert all(p.dtype == torch.float32 for p in named.values()), "trained weights are float32"
+    exact = (torch.float32, torch.float64)
+    assert all(p.dtype in exact for p in named.values()), "trained weights are float32 at least"
     micro_batch = settings.train_batch_size * accelerator.num_processes
     global_batch = micro_batch * settings.gradient_accumulation_steps
     optimizer = _optimizer(method, settings, global_batch, max_train_steps)

@@ -56,7 +56,7 @@ class Objective(Protocol):
 
 
 class Trainable(Protocol):
-    """A set of parameters with a way to keep, restore and export them. All of them are float32."""
+    """A set of parameters with a way to keep, restore and export them. All of them are float32 at least."""
 
     name: str
     module: nn.Module

@@ -17,14 +17,16 @@ from finetune.core.method import Batch
 from pipelines.components import PredictionType
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
+def _roots(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar) per sample, taken in the precision of alpha_bar."""
+    per_sample = alpha_bar.view(-1, *[1] * (like.dim() - 1))
+    return per_sample.sqrt().to(like.dtype), (1 - per_sample).sqrt().to(like.dtype)
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """Return x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise (Ho et al. 2020, eq. 4). alpha_bar: (B,)."""
-    alpha_bar = _per_sample(alpha_bar, x0)
-    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+    signal, sigma = _roots(alpha_bar, x0)
+    return signal * x0 + sigma * noise
 
 
 def target(x0: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: PredictionType) -> Tensor:
@@ -33,8 +35,8 @@ def target(x0: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: Predic
         return noise
     if prediction_type == "sample":
         return x0
-    alpha_bar = _per_sample(alpha_bar, x0)
-    return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+    signal, sigma = _roots(alpha_bar, x0)
+    return signal * noise - sigma * x0
 
 
 def snr(alpha_bar: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def unet_denoiser(unet: nn.Module) -> Denoiser:
 class NoiseObjective:
     """Mean squared error of the denoiser's prediction, per sample, at one drawn timestep.
 
-    alphas_cumprod: (T,) float32 of the noise schedule. noise_offset: standard deviation of a constant added to each
+    alphas_cumprod: (T,) of the noise schedule, float32 or float64. noise_offset: standard deviation of a constant added to each
     channel's noise (Guttenberg 2023). input_perturbation: standard deviation of a further noise, per pixel, that the
     input carries and the target does not (Ning et al. 2023, arXiv:2301.11706, algorithm 1). snr_gamma: min-SNR weight,
     none where None. high_noise_share: see `draws.timesteps`. prior_loss_weight: weight of the prior's images (Ruiz et
@@ -146,7 +148,7 @@ def noise_losses(
     snr_gamma: float | None = None,
     perturbed: Tensor | None = None,
 ) -> Tensor:
-    """Return the loss of each sample, float32 (B,): a pure function of (x0, noise, t).
+    """Return the loss of each sample, (B,) in float32 or what is higher: a pure function of (x0, noise, t).
 
     x0, noise: (B, C, h, w). timesteps: (B,). conditioning: (B, tokens, width). perturbed: the noise that the input
     carries, where it is not the noise to predict.
@@ -154,11 +156,16 @@ def noise_losses(
     alpha_bar = alphas_cumprod[timesteps]
     noisy = add_noise(x0, noise if perturbed is None else perturbed, alpha_bar)
     prediction = denoise(noisy, timesteps, conditioning)
-    error = prediction.float() - target(x0, noise, alpha_bar, prediction_type).float()
+    error = _not_lower(prediction) - _not_lower(target(x0, noise, alpha_bar, prediction_type))
     losses = error.square().mean(dim=tuple(range(1, error.dim())))
     if snr_gamma is None:
         return losses
-    return losses * min_snr_weight(alpha_bar, snr_gamma, prediction_type)
+    return losses * min_snr_weight(alpha_bar, snr_gamma, prediction_type).float()
+
+
+def _not_lower(values: Tensor) -> Tensor:
+    """Return the values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
