@@ -26,6 +26,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
+    ModelMixin,
     PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -389,6 +390,8 @@ def _read_part(part: str, folder: Path, variant: str | None, problems: list[str]
             f"{part}/ lacks {len(missing)} of its weights ({', '.join(missing[:3])}{', …' if missing[3:] else ''}); "
             "they would be random. Fetch the model again."
         )
+    if isinstance(module, ModelMixin):
+        module.register_to_config(_name_or_path="")  # a path of this machine, which an export would carry along
     return module.requires_grad_(False).eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -172,6 +172,8 @@ def _read(cls: type[M], folder: Path) -> M:
         raise SettingsError(str(folder), f"holds no {cls.__name__}: {reason}") from None
     if report["missing_keys"]:
         raise SettingsError(str(folder), f"lacks weights of its {cls.__name__}, such as {report['missing_keys'][0]}.")
+    if isinstance(part, ModelMixin):
+        part.register_to_config(_name_or_path="")  # a path of this machine, which an export would carry along
     return part
 
 

@@ -93,6 +93,16 @@ def test_pipeline_draws_what_plain_diffusers_draws_from_the_folder(components: C
     assert (images[0] == images[1]).all()
 
 
+def test_a_saved_pipeline_names_no_folder_of_the_machine_it_was_made_on(
+    components: Components, tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    build_pipeline(components).save_pretrained(tmp_path)
+    for path in tmp_path.rglob("*.json"):
+        assert str(tiny_base_dir) not in path.read_text(encoding="utf-8"), path
+    for path in SWATCH.rglob("*config.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
+
+
 def test_pipeline_holds_the_live_parts(components: Components) -> None:
     pipeline = build_pipeline(components)
     assert pipeline.unet is components.unet
