@@ -28,7 +28,7 @@ demo: .venv/installed
 	$(BIN)/python pipelines/compare.py --adapter $(DEMO) --num_images 64
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
