@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from data.randomness import generator
-from data.volumes import PLANES
+from data.volume_specs import PLANES
 
 STATE_WORDS: Mapping[str, str] = MappingProxyType(
     {

@@ -3,7 +3,7 @@
 A concept is a YAML file, `configs/concepts/<name>.yaml`, which selects either cells of the grid state x plane
 
     states: [dry, compacted]       # of data.captions.STATES
-    planes: [warp]                 # of data.volumes.PLANES
+    planes: [warp]                 # of data.volume_specs.PLANES
     class_noun: slice
 
 or classes of textures, and then each class is a concept too, named <name>_<class>:
@@ -25,7 +25,7 @@ import yaml
 from data.captions import STATES, cell_caption
 from data.dtd import CLASSES
 from data.errors import SettingsError, nearest
-from data.volumes import PLANES
+from data.volume_specs import PLANES
 
 CONCEPTS = Path(__file__).resolve().parents[1] / "configs" / "concepts"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file name that cannot lead out of its folder

@@ -6,36 +6,30 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from data.captions import is_dropped
+from data.aspect_buckets import BucketedOrder, Shape, next_resolution, shortest_side, unit_px, window_shape
 from data.concepts import Cell, Concept
-from data.errors import DataError, SettingsError
-from data.randomness import permuted_index
-from data.splits import Block, BlockSplit, slice_axes, split_volume, whole_block
-from data.transforms import (
-    allowed_flips,
-    center_crop_origin,
-    crop,
-    flipped,
-    random_crop_origin,
-    rescaled,
-    rescaled_shape,
-    scale_factor,
-    tile_origins,
-    to_model_range,
+from data.crops import Crops, bucket_note, count_problems, refuse_settings
+from data.errors import DataError
+from data.slices import (
+    BLANK_CONTRAST,
+    CellImages,
+    PixelScale,
+    Slices,
+    blank_notes,
+    evenly_spaced,
+    find_slices,
+    split_notes,
 )
-from data.volumes import Volume, open_volume, read_volume_specs, window_to_unit
-
-# A slice whose block means differ by less than this share of the window shows air, padding or plain resin. Noise as in
-# a laboratory scan (0.1 of the window, correlated) gives 0.025; the faintest slice of the generated weaves has 0.049.
-BLANK_CONTRAST = 0.03
-BLANK_BLOCK_PX = 8
+from data.splits import BlockSplit, split_volume, whole_block
+from data.transforms import allowed_flips, crop, tile_origins, to_model_range
+from data.volume_specs import read_volume_specs
+from data.volumes import Volume, open_volume
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Dataset(Protocol):
         """The distinct captions of the images."""
 
     def __len__(self) -> int:
-        """Return the number of images in an epoch."""
+        """Return the number of positions in an epoch: its images, and those of them that it shows again."""
 
     def sample(self, position: int) -> Sample:
         """Return the sample at a position of the run, 0, 1, 2, ... over all epochs; a pure function of it."""
@@ -75,7 +69,7 @@ class ConceptDataset(Dataset, Protocol):
 
     @property
     def resolution(self) -> int:
-        """The side of every image in px."""
+        """The side, in px, of the square images that a run is judged by."""
 
     @property
     def um_per_px(self) -> float | None:
@@ -92,120 +86,31 @@ class ConceptDataset(Dataset, Protocol):
         """Return training images like those of `held_out_pixels`; their difference is a metric's floor."""
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Slices of one plane, cut to one block of a volume, as pixels of the run's scale.
-
-    indices: their numbers in the whole volume. num_blank: slices of the block that were left out as blank.
-    um_per_px: the scale; None where the voxel size is unknown and a pixel is a voxel.
-    """
-
-    volume: Volume
-    block: Block
-    plane: str
-    um_per_px: float | None
-    indices: tuple[int, ...]
-    num_blank: int
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @cached_property
-    def factors(self) -> tuple[float, float]:
-        """Pixels per voxel along (row, column)."""
-        if self.um_per_px is None:
-            return 1.0, 1.0
-        voxel_size_um = self.volume.voxel_size_um
-        assert voxel_size_um is not None, "a scale needs a voxel size"
-        axes = slice_axes(self.volume, self.plane)
-        row, column = (scale_factor(voxel_size_um[axis], self.um_per_px) for axis in axes)
-        return row, column
-
-    @property
-    def shape_px(self) -> tuple[int, int]:
-        """The (rows, columns) of each slice."""
-        return rescaled_shape(self.block.slice_shape(self.volume, self.plane), self.factors)
-
-    def pixels(self, item: int) -> np.ndarray:
-        """Return one slice, item 0 to len - 1, as float32 (row, column) in [0, 1] of the volume's window."""
-        return rescaled(_unit_plane(self.volume, self.block, self.plane, self.indices[item]), self.factors)
-
-    def source(self, item: int, origin_px: tuple[int, int]) -> str:
-        """Return where a crop was cut, as "dry.tif warp 87 @ (12, 40)": slice, and (row, column) in it, in voxels."""
-        first = self.block.origin(self.volume, self.plane)
-        row, column = (
-            round(start + px / factor) for start, px, factor in zip(first, origin_px, self.factors, strict=True)
-        )
-        return f"{self.volume.spec.path.name} {self.plane} {self.indices[item]} @ ({row}, {column})"
-
-    def limited(self, num_slices: int) -> Slices:
-        """Return at most a number of these slices, evenly spaced."""
-        chosen = tuple(self.indices[item] for item in evenly_spaced(len(self), min(num_slices, len(self))))
-        return replace(self, indices=chosen)
-
-
-@dataclass(frozen=True)
-class CellImages:
-    """The slices of one cell, from both sides of its volume's split."""
-
-    cell: Cell
-    split: BlockSplit
-    training: Slices
-    held_out: Slices
-
-
-def find_slices(volume: Volume, block: Block, plane: str, um_per_px: float | None) -> Slices:
-    """Return the slices of a plane in a block, without the blank ones.
-
-    Blank: the standard deviation of the means over blocks of BLANK_BLOCK_PX is below BLANK_CONTRAST of the window.
-    """
-    everything = block.indices(volume, plane)
-    indices = tuple(i for i in everything if _contrast(_unit_plane(volume, block, plane, i)) >= BLANK_CONTRAST)
-    return Slices(volume, block, plane, um_per_px, indices, num_blank=len(everything) - len(indices))
-
-
 class SliceDataset:
-    """Square crops of the training blocks of volumes: each slice once in an epoch, in an order of the epoch's own.
+    """Crops of the training blocks of volumes: each slice once in an epoch, in an order of the epoch's own.
 
-    Cells with more slices are seen more often: nothing is balanced. Held-out slices are never sampled.
+    Square crops; with aspect buckets, windows of the full height where it fits, in batches of one size. Cells with more
+    slices are seen more often: nothing is balanced. Held-out slices are never sampled.
     """
 
-    def __init__(
-        self,
-        cells: Sequence[CellImages],
-        *,
-        resolution: int,
-        seed: int,
-        random_flip: bool = False,
-        center_crop: bool = False,
-        proportion_empty_prompts: float = 0.0,
-    ) -> None:
-        """resolution: side of a crop in px. random_flip: mirror each image as its plane allows, or not, by chance.
-
-        center_crop: crop the middle, not a random place. proportion_empty_prompts: of the samples lose their caption.
-        Raises DataError for slices that are smaller than a crop, SettingsError for values out of range.
-        """
+    def __init__(self, cells: Sequence[CellImages], crops: Crops) -> None:
+        """Raises DataError for slices that are smaller than a crop, SettingsError for values out of range."""
         assert cells, "a dataset has at least one cell"
-        assert len({cell.training.um_per_px for cell in cells}) == 1, "all cells have one pixel scale"
-        _check_settings(resolution=resolution, proportion_empty_prompts=proportion_empty_prompts)
-        problems = [
-            problem
-            for cell in cells
-            for side in (cell.training, cell.held_out)
-            for problem in _size_problems(side, resolution)
-        ]
-        if problems:
+        assert len({cell.training.scale for cell in cells}) == 1, "all cells have one pixel scale"
+        refuse_settings(crops)
+        self.cells, self.crops = tuple(cells), crops
+        sides = [side for cell in cells for side in (cell.training, cell.held_out)]
+        self.resolution = crops.resolution if crops.bucket_batch is None else judged_px(sides, crops.resolution)
+        if problems := [problem for side in sides for problem in _size_problems(side, self.resolution, crops)]:
             raise DataError("slices smaller than a crop", *problems)
-        self.cells = tuple(cells)
-        self.resolution = resolution
-        self.seed = seed
-        self.random_flip = random_flip
-        self.center_crop = center_crop
-        self.proportion_empty_prompts = proportion_empty_prompts
+        self._shapes = [_crop_shape(cell.training, crops) for cell in cells]
+        self._order = crops.order(
+            [shape for cell, shape in zip(cells, self._shapes, strict=True) for _ in range(len(cell.training))]
+        )
         self._ends = list(accumulate(len(cell.training) for cell in cells))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._order)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -214,7 +119,7 @@ class SliceDataset:
 
     @property
     def um_per_px(self) -> float | None:
-        """The one pixel scale of all images; None where a pixel is a voxel of unknown size."""
+        """The one pixel scale of all images; None where the voxel size is unknown."""
         return self.cells[0].training.um_per_px
 
     @property
@@ -228,22 +133,26 @@ class SliceDataset:
             for cell in self.cells
         }
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Scale, blank slices, splits, how many independent slices there are, and buckets, in lines."""
+        return (
+            f"scale       {self.cells[0].training.scale}, for every plane and state",
+            *blank_notes(self.cells),
+            *split_notes(self.cells),
+            *filter(None, [bucket_note(self._order, self._ends[-1], self.resolution)]),
+        )
+
     def sample(self, position: int) -> Sample:
         """Return the sample at a position of the run, 0, 1, 2, ... over all epochs."""
-        index = permuted_index(self.seed, position, len(self))
+        index = self._order.item(position)
         number = bisect_right(self._ends, index)
         cell = self.cells[number]
         item = index - (self._ends[number] - len(cell.training))
-        pixels = cell.training.pixels(item)
-        shape = cell.training.shape_px
-        if self.center_crop:
-            origin = center_crop_origin(shape, self.resolution)
-        else:
-            origin = random_crop_origin(shape, self.resolution, seed=self.seed, position=position)
-        pixels = crop(pixels, origin, self.resolution)
-        if self.random_flip:
-            pixels = flipped(pixels, allowed_flips(cell.cell.plane), seed=self.seed, position=position)
-        left_out = is_dropped(proportion=self.proportion_empty_prompts, seed=self.seed, position=position)
+        pixels, origin = self.crops.cut(
+            cell.training.pixels(item), self._shapes[number], allowed_flips(cell.cell.plane), position
+        )
+        left_out = self.crops.is_dropped(position)
         return Sample(
             to_model_range(pixels),
             "" if left_out else cell.cell.caption,
@@ -253,7 +162,7 @@ class SliceDataset:
         )
 
     def held_out_pixels(self, num_images: int) -> dict[str, np.ndarray]:
-        """Return crops of the held-out blocks at the run's scale, by caption: float32 (N, 3, H, W) in [-1, 1].
+        """Return square crops of the held-out blocks at the run's scale, by caption: float32 (N, 3, H, W) in [-1, 1].
 
         Evenly spaced, neither overlapping nor mirrored; N is num_images, or as many as fit where that is less.
         """
@@ -267,22 +176,20 @@ class SliceDataset:
         """Return volumes, windows, splits, scale and counts, as JSON can hold them."""
         volumes = {cell.cell.state: (cell.training.volume, cell.split) for cell in self.cells}
         return {
-            "resolution_px": self.resolution,
+            **self.crops.manifest(),
+            "judged_px": self.resolution,
             "um_per_px": self.um_per_px,
-            "scale": "1 px = 1 voxel of unknown size" if self.um_per_px is None else f"1 px = {self.um_per_px:g} um",
-            "num_images": len(self),
-            "seed": self.seed,
-            "random_flip": self.random_flip,
-            "center_crop": self.center_crop,
-            "proportion_empty_prompts": self.proportion_empty_prompts,
+            "scale": str(self.cells[0].training.scale),
+            "num_images": self._ends[-1],
+            "aspect_buckets": self._order.manifest() if isinstance(self._order, BucketedOrder) else None,
             "blank_contrast": BLANK_CONTRAST,
             "cells": [
                 {
                     "caption": cell.cell.caption,
                     "state": cell.cell.state,
                     "plane": cell.cell.plane,
-                    "training": _slices_manifest(cell.training),
-                    "held_out": _slices_manifest(cell.held_out),
+                    "training": cell.training.manifest(),
+                    "held_out": cell.held_out.manifest(),
                 }
                 for cell in self.cells
             ],
@@ -293,33 +200,29 @@ class SliceDataset:
 def build_slice_dataset(
     concept: Concept,
     data_root: Path,
+    crops: Crops,
     *,
-    resolution: int,
-    seed: int,
     um_per_px: float | None = None,
+    px_per_voxel: float | None = None,
     images_per_class: int | None = None,
-    random_flip: bool = False,
-    center_crop: bool = False,
-    proportion_empty_prompts: float = 0.0,
     held_out_fraction: float = 0.2,
 ) -> SliceDataset:
     """Return the samples of a concept cut from the volumes of a folder.
 
     um_per_px: the one pixel scale of all images; by default the first volume's voxel size along the weft plane's
-    axis, and a pixel is a voxel where no voxel size is known. images_per_class: at most so many slices of each cell,
-    evenly spaced over its training block. held_out_fraction: see `splits.split_volume`. For the rest see
-    `SliceDataset`.
+    axis. px_per_voxel: the scale where no voxel size is known; by default a pixel is a voxel. images_per_class: at most
+    so many slices of each cell, evenly spaced over its training block. held_out_fraction: see `splits.split_volume`.
     Raises DataError for volumes that cannot be used so, SettingsError for values out of range.
     """
-    _check_settings(
-        resolution=resolution,
-        proportion_empty_prompts=proportion_empty_prompts,
-        um_per_px=um_per_px,
-        images_per_class=images_per_class,
+    refuse_settings(
+        crops,
+        *_scale_problems("um_per_px", um_per_px, "a size in um"),
+        *_scale_problems("px_per_voxel", px_per_voxel, "a factor"),
+        *count_problems(images_per_class),
     )
     volumes = _open_needed(concept, data_root)
-    scale = _common_scale(list(volumes.values()), um_per_px)
-    splits = _split_all(concept, volumes, scale, resolution, held_out_fraction)
+    scale = _common_scale(list(volumes.values()), um_per_px, px_per_voxel)
+    splits = _split_all(concept, volumes, scale, crops, held_out_fraction)
     cells = [_cell_images(cell, volumes[cell.state], splits[cell.state], scale) for cell in concept.cells]
     empty = [
         f"{side.volume.spec.path.name} {side.plane}: all {side.num_blank} slices of the {name} block are blank "
@@ -332,34 +235,13 @@ def build_slice_dataset(
         raise DataError(str(data_root), *empty)
     if images_per_class is not None:
         cells = [replace(cell, training=cell.training.limited(images_per_class)) for cell in cells]
-    return SliceDataset(
-        cells,
-        resolution=resolution,
-        seed=seed,
-        random_flip=random_flip,
-        center_crop=center_crop,
-        proportion_empty_prompts=proportion_empty_prompts,
-    )
+    return SliceDataset(cells, crops)
 
 
-def _check_settings(
-    *,
-    resolution: int,
-    proportion_empty_prompts: float,
-    um_per_px: float | None = None,
-    images_per_class: int | None = None,
-) -> None:
-    problems = []
-    if resolution < 1:
-        problems.append(f"--resolution: found {resolution}, expected at least 1 px.")
-    if not 0 <= proportion_empty_prompts <= 1:
-        problems.append(f"--proportion_empty_prompts: found {proportion_empty_prompts}, expected 0 to 1.")
-    if um_per_px is not None and not (math.isfinite(um_per_px) and um_per_px > 0):
-        problems.append(f"--um_per_px: found {um_per_px}, expected a size in um above 0.")
-    if images_per_class is not None and images_per_class < 1:
-        problems.append(f"--images_per_class: found {images_per_class}, expected at least 1.")
-    if problems:
-        raise SettingsError("data settings", *problems)
+def _scale_problems(name: str, value: float | None, expected: str) -> list[str]:
+    if value is None or (math.isfinite(value) and value > 0):
+        return []
+    return [f"--{name}: found {value}, expected {expected} above 0."]
 
 
 def _open_needed(concept: Concept, data_root: Path) -> dict[str, Volume]:
@@ -377,47 +259,52 @@ def _open_needed(concept: Concept, data_root: Path) -> dict[str, Volume]:
     return volumes
 
 
-def _common_scale(volumes: Sequence[Volume], um_per_px: float | None) -> float | None:
-    """Return the um per px of all images, None where no voxel size is known and none is asked for."""
+def _common_scale(volumes: Sequence[Volume], um_per_px: float | None, px_per_voxel: float | None) -> PixelScale:
+    """Return the one scale of all images: in um where every voxel size is known, in voxels where none is."""
     unknown = [volume for volume in volumes if volume.voxel_size_um is None]
-    if unknown and (um_per_px is not None or len(unknown) < len(volumes)):
+    known = [volume for volume in volumes if volume.voxel_size_um is not None]
+    where = str(volumes[0].spec.path.parent)
+    if px_per_voxel is not None and known:
+        raise DataError(
+            where,
+            *[
+                f"{volume.spec.path.name}: has voxels of {volume.voxel_size_um} um, and --px_per_voxel is for volumes "
+                "whose voxel size nobody knows. Give --um_per_px instead."
+                for volume in known
+            ],
+        )
+    if unknown and (um_per_px is not None or known):
         reason = "--um_per_px asks for a scale" if um_per_px is not None else "other volumes have one"
         raise DataError(
-            str(unknown[0].spec.path.parent),
+            where,
             *[
                 f"{volume.spec.path.name}: the voxel size is unknown, and {reason}, so that its slices cannot be "
                 "brought to one pixel scale. Say its voxel size in volumes.yaml."
                 for volume in unknown
             ],
         )
-    if um_per_px is not None or unknown:
-        return um_per_px
+    if unknown:
+        return PixelScale(None, px_per_voxel or 1.0)
     assert volumes[0].voxel_size_um is not None
-    return float(volumes[0].voxel_size_um[volumes[0].spec.planes["weft"]])
+    return PixelScale(um_per_px or float(volumes[0].voxel_size_um[volumes[0].spec.planes["weft"]]))
 
 
 def _split_all(
-    concept: Concept,
-    volumes: Mapping[str, Volume],
-    um_per_px: float | None,
-    resolution: int,
-    held_out_fraction: float,
+    concept: Concept, volumes: Mapping[str, Volume], scale: PixelScale, crops: Crops, held_out_fraction: float
 ) -> dict[str, BlockSplit]:
     """Return the split of each volume; whatever is too small for a crop, in any of them, is reported together."""
     splits: dict[str, BlockSplit] = {}
-    problems: list[str] = []
-    for cell in concept.cells:
-        volume = volumes[cell.state]
-        everything = Slices(volume, whole_block(volume), cell.plane, um_per_px, indices=(), num_blank=0)
-        problems.extend(_size_problems(everything, resolution))
+    whole = [
+        Slices(volumes[cell.state], whole_block(volumes[cell.state]), cell.plane, scale, indices=(), num_blank=0)
+        for cell in concept.cells
+    ]
+    needed_px = crops.resolution if crops.bucket_batch is None else judged_px(whole, crops.resolution)
+    problems = [problem for slices in whole for problem in _size_problems(slices, needed_px, crops)]
     for state, volume in volumes.items():
-        factor = 1.0
-        if um_per_px is not None:
-            assert volume.voxel_size_um is not None
-            factor = scale_factor(volume.voxel_size_um[volume.spec.planes["weft"]], um_per_px)
+        factor = scale.factors(volume)[volume.spec.planes["weft"]]
         try:
             splits[state] = split_volume(
-                volume, smallest_px=math.ceil(resolution / factor - 1e-6), held_out_fraction=held_out_fraction
+                volume, smallest_px=math.ceil(needed_px / factor - 1e-6), held_out_fraction=held_out_fraction
             )
         except DataError as error:
             problems.extend(f"{error.where}: {problem}" for problem in error.problems)
@@ -426,44 +313,51 @@ def _split_all(
     return splits
 
 
-def _cell_images(cell: Cell, volume: Volume, split: BlockSplit, um_per_px: float | None) -> CellImages:
+def judged_px(sides: Sequence[Slices], resolution: int) -> int:
+    """Return the side of the squares by which windows of slices are judged: the largest that fits all, in units.
+
+    At most the resolution, and at least the shortest side that a window may have.
+    """
+    unit = unit_px(resolution)
+    shortest = min(min(side.shape_px) for side in sides)
+    return max(min(shortest, resolution) // unit * unit, shortest_side(resolution))
+
+
+def _crop_shape(slices: Slices, crops: Crops) -> Shape:
+    if crops.bucket_batch is None:
+        return crops.square
+    shape = window_shape(slices.shape_px, crops.resolution)
+    assert shape is not None, "slices that are too small were refused"
+    return shape
+
+
+def _cell_images(cell: Cell, volume: Volume, split: BlockSplit, scale: PixelScale) -> CellImages:
     return CellImages(
         cell,
         split,
-        training=find_slices(volume, split.training, cell.plane, um_per_px),
-        held_out=find_slices(volume, split.held_out, cell.plane, um_per_px),
+        training=find_slices(volume, split.training, cell.plane, scale),
+        held_out=find_slices(volume, split.held_out, cell.plane, scale),
     )
 
 
-def _size_problems(slices: Slices, resolution: int) -> list[str]:
+def _size_problems(slices: Slices, smallest_px: int, crops: Crops) -> list[str]:
     """Return what to tell the user when a crop does not fit these slices: an image is never squashed to fit."""
     rows, columns = slices.shape_px
-    if min(rows, columns) >= resolution:
+    if min(rows, columns) >= smallest_px:
         return []
-    if slices.um_per_px is None:
-        scale, finer = "1 voxel per px", "say the voxel size in volumes.yaml and choose a finer --um_per_px"
+    if slices.um_per_px is not None:
+        finer = f"a finer --um_per_px, at most {slices.um_per_px * min(rows, columns) / smallest_px:.4g}"
     else:
-        scale = f"{slices.um_per_px:g} um per px"
-        finer = f"a finer --um_per_px, at most {slices.um_per_px * min(rows, columns) / resolution:.4g}"
+        finer = f"a larger --px_per_voxel, at least {slices.scale.px_per_voxel * smallest_px / min(rows, columns):.4g}"
+    if crops.bucket_batch is None:
+        buckets, largest = "", min(rows, columns)
+    else:
+        buckets, largest = " with --aspect_buckets", next_resolution(min(rows, columns), crops.resolution)
     return [
-        f"{slices.volume.spec.path.name} {slices.plane}: slices have {rows} x {columns} px at {scale}, expected at "
-        f"least {resolution} x {resolution} for --resolution {resolution}. Choose a smaller --resolution, at most "
-        f"{min(rows, columns)}, or {finer}."
+        f"{slices.volume.spec.path.name} {slices.plane}: slices have {rows} x {columns} px at {slices.scale}, expected "
+        f"at least {smallest_px} x {smallest_px} for --resolution {crops.resolution}{buckets}. Choose a smaller "
+        f"--resolution, at most {largest}, or {finer}."
     ]
-
-
-def _unit_plane(volume: Volume, block: Block, plane: str, index: int) -> np.ndarray:
-    low, high = volume.window
-    pixels, _ = window_to_unit(block.plane(volume, plane, index), low=low, high=high)
-    return pixels
-
-
-def _contrast(pixels: np.ndarray) -> float:
-    """Return the standard deviation of the block means of an image; small images have blocks of half a side."""
-    size = max(1, min(BLANK_BLOCK_PX, min(pixels.shape) // 2))
-    rows, columns = (length // size for length in pixels.shape)
-    blocks = pixels[: rows * size, : columns * size].reshape(rows, size, columns, size)
-    return float(blocks.mean(axis=(1, 3)).std())
 
 
 def _even_crops(slices: Slices, resolution: int, num_images: int) -> np.ndarray:
@@ -472,24 +366,10 @@ def _even_crops(slices: Slices, resolution: int, num_images: int) -> np.ndarray:
     items = evenly_spaced(len(slices), min(num_images, len(slices) * len(origins)))
     # tiles go round, so that neighbouring slices, near-duplicates, show different places
     crops = [
-        to_model_range(crop(slices.pixels(item), origins[number % len(origins)], resolution))
+        to_model_range(crop(slices.pixels(item), origins[number % len(origins)], (resolution, resolution)))
         for number, item in enumerate(items)
     ]
     return np.stack(crops) if crops else np.zeros((0, 3, resolution, resolution), np.float32)
-
-
-def evenly_spaced(num_items: int, num_chosen: int) -> list[int]:
-    """Return items 0 to num_items - 1, evenly spaced and in order; each at most ceil(num_chosen / num_items) times."""
-    return [(2 * number + 1) * num_items // (2 * num_chosen) for number in range(num_chosen)]
-
-
-def _slices_manifest(slices: Slices) -> dict[str, object]:
-    return {
-        "num_images": len(slices),
-        "num_blank": slices.num_blank,
-        "size_px": list(slices.shape_px),
-        "slices": list(slices.indices),
-    }
 
 
 def _volume_manifest(volume: Volume, split: BlockSplit) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Any pictures as training data: square crops of images from a folder or from a Hugging Face dataset."""
+"""Any pictures as training data: crops of images from a folder or from a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from data.captions import is_dropped
-from data.dataset import Sample, evenly_spaced
+from data.aspect_buckets import BucketedOrder, Shape, bucket_of, bucket_shapes, covering_short_side
+from data.checks.decode import Refused, decode_images
+from data.crops import Crops, bucket_note, count_problems, refuse_settings
+from data.dataset import Sample
 from data.errors import DataError, SettingsError
-from data.exits import DISK_ERRORS
-from data.image_files import find_images, text_problems
-from data.images import MAX_PIXELS, WHITE, decode_image, read_content, resized, resized_shape
-from data.randomness import derive, permuted_index
-from data.transforms import Flip, center_crop_origin, crop, flipped, random_crop_origin
+from data.hub_images import hub_images
+from data.image_files import read_folder
+from data.image_splits import SplitBy, split_group, split_images
+from data.images import MAX_PIXELS, WHITE, decode_image, resized, resized_shape
+from data.slices import evenly_spaced
+from data.transforms import Flip, center_crop_origin, crop
 
 CACHE_BYTES = 2**30  # of resized images that a process keeps; further ones are decoded anew each time
-SMALLEST_SPLIT_LABEL = 5  # a class with fewer different images has none to spare for judging
-_SPLIT_SEED = 0  # the same for every run: what one run holds out, no other trains on
 _Item = TypeVar("_Item")
 _FLIPS: tuple[Flip, ...] = ("left-right",)
 
@@ -80,65 +81,70 @@ class CheckedImage:
 def check_images(sources: Sequence[EncodedImage]) -> list[CheckedImage]:
     """Return the pictures after decoding each of them whole; one that was checked before is not decoded again.
 
+    See `data.checks.decode.decode_images`: in parallel, and kept in a cache by content.
     Raises DataError that names every picture that cannot be used, and why.
     """
+    unchecked = [source for source in sources if not isinstance(source, CheckedImage)]
+    outcomes = iter(decode_images(unchecked))
     checked: list[CheckedImage] = []
     problems: list[str] = []
     for source in sources:
         if isinstance(source, CheckedImage):
             checked.append(source)
             continue
-        try:
-            content = source.content()
-            rows, columns, _ = decode_image(content, source.name).shape
-        except DataError as error:
-            problems += [f"{source.name}: {problem}" for problem in error.problems]
+        outcome = next(outcomes)
+        if isinstance(outcome, Refused):
+            problems += [f"{source.name}: {problem}" for problem in outcome.problems]
         else:
-            checked.append(CheckedImage(source, hashlib.sha256(content).hexdigest(), (rows, columns)))
+            checked.append(CheckedImage(source, outcome.sha256, outcome.shape_px))
     if problems:
         raise DataError(f"{len(problems)} of {len(sources)} images cannot be used", *problems)
     return checked
 
 
 class ImageDataset:
-    """Square crops of images: each image once in an epoch, in an order of the epoch's own; held-out ones never."""
+    """Crops of images: each image once in an epoch, in an order of the epoch's own; held-out ones never.
+
+    Square crops, whose side is every image's short side; with aspect buckets, each image is brought to the least size
+    that covers its bucket, and the images of a batch are of one bucket.
+    """
 
     def __init__(
         self,
         training: Sequence[EncodedImage],
         held_out: Sequence[EncodedImage],
+        crops: Crops,
         *,
-        resolution: int,
-        seed: int,
-        random_flip: bool = False,
-        center_crop: bool = False,
-        proportion_empty_prompts: float = 0.0,
         name: str = "images",
+        split: str = "as given",
+        remarks: Sequence[str] = (),
     ) -> None:
-        """resolution: side of a crop in px; the short side of every image is brought to it, up or down.
+        """held_out may be empty; training images of the same content as one of them are left out, and counted.
 
-        random_flip: mirror each image left-right, or not, by chance. center_crop: crop the middle, not a random place.
-        proportion_empty_prompts: of the samples lose their caption. held_out may be empty.
+        split: how the sides were chosen, in words. remarks: lines that `notes` begins with.
         Raises DataError for images that cannot be decoded, SettingsError for values out of range.
         """
         assert training, "a dataset has at least one image"
-        _check_settings(resolution=resolution, proportion_empty_prompts=proportion_empty_prompts)
+        refuse_settings(crops)
         checked = check_images([*training, *held_out])
-        self.training, self.held_out = tuple(checked[: len(training)]), tuple(checked[len(training) :])
-        problems = [problem for image in checked for problem in _size_problems(image, resolution)]
+        self.held_out = tuple(checked[len(training) :])
+        withheld = {image.sha256 for image in self.held_out}
+        self.training = tuple(image for image in checked[: len(training)] if image.sha256 not in withheld)
+        self.num_withheld = len(training) - len(self.training)
+        if not self.training:
+            raise DataError(name, "every training image is held out too, under the same or another name.")
+        problems = [problem for image in checked for problem in _size_problems(image, crops.resolution)]
         if problems:
             raise DataError("images too large at this resolution", *problems)
-        self.resolution = resolution
-        self.seed = seed
-        self.random_flip = random_flip
-        self.center_crop = center_crop
-        self.proportion_empty_prompts = proportion_empty_prompts
-        self.name = name
-        self._kept: dict[str, np.ndarray] = {}
+        self.crops, self.name, self.split, self.remarks = crops, name, split, tuple(remarks)
+        shapes = (crops.square,) if crops.bucket_batch is None else bucket_shapes(crops.resolution)
+        self._shapes = [bucket_of(image.shape_px, shapes) for image in self.training]
+        self._order = crops.order(self._shapes)
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
         self._room = CACHE_BYTES
 
     def __len__(self) -> int:
-        return len(self.training)
+        return len(self._order)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the images that are kept: a process that receives the dataset decodes its own."""
@@ -148,6 +154,11 @@ class ImageDataset:
     def captions(self) -> tuple[str, ...]:
         """The distinct captions of the training images, in their order; a dropped caption is none of them."""
         return tuple(dict.fromkeys(image.caption for image in self.training))
+
+    @property
+    def resolution(self) -> int:
+        """The side, in px, of the square images that a run is judged by."""
+        return self.crops.resolution
 
     @property
     def um_per_px(self) -> None:
@@ -161,32 +172,44 @@ class ImageDataset:
 
     @property
     def num_enlarged(self) -> int:
-        """How many images, of both sides, are smaller than a crop and had to be enlarged."""
-        return sum(min(image.shape_px) < self.resolution for image in (*self.training, *self.held_out))
+        """How many images, of both sides, are smaller than their crop and have to be enlarged."""
+        shapes = [*self._shapes, *[self.crops.square] * len(self.held_out)]
+        return sum(
+            covering_short_side(image.shape_px, shape) > min(image.shape_px)
+            for image, shape in zip((*self.training, *self.held_out), shapes, strict=True)
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, the split, images that are enlarged, and buckets, in lines."""
+        withheld = f", {self.num_withheld} training images left out as copies of held-out ones"
+        notes = [
+            *self.remarks,
+            f"split       {self.split}: {len(self.training)} images are trained on, {len(self.held_out)} held out"
+            + (withheld if self.num_withheld else ""),
+            bucket_note(self._order, len(self.training), self.resolution),
+        ]
+        if self.num_enlarged:
+            notes.append(f"enlarged    {self.num_enlarged} images are smaller than their crop, and are enlarged")
+        return tuple(filter(None, notes))
 
     def sample(self, position: int) -> Sample:
         """Return the sample at a position of the run, 0, 1, 2, ... over all epochs; a pure function of it.
 
         Its source is the image and the (row, column) of the crop's first pixel in the resized image.
         """
-        image = self.training[permuted_index(self.seed, position, len(self))]
-        pixels = self._pixels(image)
-        shape = pixels.shape[0], pixels.shape[1]
-        if self.center_crop:
-            origin = center_crop_origin(shape, self.resolution)
-        else:
-            origin = random_crop_origin(shape, self.resolution, seed=self.seed, position=position)
-        pixels = crop(pixels, origin, self.resolution)
-        if self.random_flip:
-            pixels = flipped(pixels, _FLIPS, seed=self.seed, position=position)
-        left_out = is_dropped(proportion=self.proportion_empty_prompts, seed=self.seed, position=position)
+        item = self._order.item(position)
+        image, shape = self.training[item], self._shapes[item]
+        pixels, origin = self.crops.cut(self._pixels(image, shape), shape, _FLIPS, position)
+        left_out = self.crops.is_dropped(position)
         caption = "" if left_out else image.caption
         return Sample(_model_pixels(pixels), caption, False, source=f"{image.name} @ {origin}", is_dropped=left_out)
 
     def held_out_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return the middle of at most num_images held-out images, by caption: float32 (N, 3, H, W) in [-1, 1].
 
-        Evenly spaced in the order of the images, never mirrored; captions that no held-out image has are not there.
+        Squares of the resolution, whatever the run trains on: pictures are compared at one size. Evenly spaced in the
+        order of the images, never mirrored; captions that no held-out image has are not there.
         """
         return self._even_crops(self.held_out, num_images)
 
@@ -204,14 +227,13 @@ class ImageDataset:
         }
         return {
             "name": self.name,
-            "resolution_px": self.resolution,
+            **self.crops.manifest(),
             "um_per_px": self.um_per_px,
-            "num_images": len(self),
-            "seed": self.seed,
-            "random_flip": self.random_flip,
-            "center_crop": self.center_crop,
-            "proportion_empty_prompts": self.proportion_empty_prompts,
+            "num_images": len(self.training),
+            "aspect_buckets": self._order.manifest() if isinstance(self._order, BucketedOrder) else None,
             "background": list(WHITE),
+            "split": self.split,
+            "num_withheld": self.num_withheld,
             "num_enlarged": self.num_enlarged,
             "num_without_caption": sum(not image.caption for image in everything),
             "num_duplicates": len(everything) - len({image.sha256 for image in everything}),
@@ -220,14 +242,16 @@ class ImageDataset:
             "held_out": [_image_manifest(image) for image in self.held_out],
         }
 
-    def _pixels(self, image: CheckedImage) -> np.ndarray:
-        """Return an image with its short side at the resolution, float32 (row, column, 3) in [0, 1]."""
-        if image.sha256 in self._kept:
-            return self._kept[image.sha256]
-        pixels = resized(decode_image(image.content(), image.name), self.resolution)
+    def _pixels(self, image: CheckedImage, shape: Shape) -> np.ndarray:
+        """Return an image at the least size that covers a shape, float32 (row, column, 3) in [0, 1]."""
+        short_side_px = covering_short_side(image.shape_px, shape)
+        key = image.sha256, short_side_px
+        if key in self._kept:
+            return self._kept[key]
+        pixels = resized(decode_image(image.content(), image.name), short_side_px)
         if pixels.nbytes <= self._room:
             pixels.flags.writeable = False
-            self._kept[image.sha256] = pixels
+            self._kept[key] = pixels
             self._room -= pixels.nbytes
         return pixels
 
@@ -241,131 +265,105 @@ class ImageDataset:
         }
 
     def _middle(self, image: CheckedImage) -> np.ndarray:
-        pixels = self._pixels(image)
-        origin = center_crop_origin((pixels.shape[0], pixels.shape[1]), self.resolution)
-        return _model_pixels(crop(pixels, origin, self.resolution))
+        pixels = self._pixels(image, self.crops.square)
+        origin = center_crop_origin((pixels.shape[0], pixels.shape[1]), self.crops.square)
+        return _model_pixels(crop(pixels, origin, self.crops.square))
 
 
 def build_image_dataset(
     folder: Path,
+    crops: Crops,
     *,
-    resolution: int,
-    seed: int,
     images_per_class: int | None = None,
-    random_flip: bool = False,
-    center_crop: bool = False,
-    proportion_empty_prompts: float = 0.0,
     held_out_fraction: float = 0.2,
+    split_by: SplitBy = "group",
 ) -> ImageDataset:
     """Return the pictures of a folder as training data; its layouts are those of `image_files.read_folder`.
 
     images_per_class: at most so many training images of each class, evenly spaced. held_out_fraction: see
-    `split_images`. For the rest see `ImageDataset`.
+    `split_images`. split_by: what stays whole on one side of the split: the images of a `group` of metadata.jsonl
+    (each image, where none is named), of the folder they lie in, or of a label.
     Raises DataError with every picture or caption that cannot be used, SettingsError for values out of range.
     """
-    _check_settings(
-        resolution=resolution,
-        proportion_empty_prompts=proportion_empty_prompts,
+    refuse_settings(crops, *count_problems(images_per_class), *_fraction_problems(held_out_fraction))
+    found = read_folder(folder)
+    skipped = [path.relative_to(folder).as_posix() for path in found.skipped]
+    return _split_dataset(
+        found.images,
+        crops,
+        [split_group(image, split_by) for image in found.images],
+        where=str(folder),
+        name=folder.resolve().name,
+        split_by=split_by,
         images_per_class=images_per_class,
         held_out_fraction=held_out_fraction,
-    )
-    training, held_out = _prepared(find_images(folder), str(folder), images_per_class, held_out_fraction)
-    return ImageDataset(
-        training,
-        held_out,
-        resolution=resolution,
-        seed=seed,
-        random_flip=random_flip,
-        center_crop=center_crop,
-        proportion_empty_prompts=proportion_empty_prompts,
-        name=folder.resolve().name,
+        remarks=[f"ignored     files that are neither images nor captions ({len(skipped)}): {some(skipped)}"]
+        if skipped
+        else [],
     )
 
 
 def build_hub_dataset(
     name: str,
+    crops: Crops,
     *,
     config: str | None,
     split: str,
     image_column: str,
     caption_column: str,
-    resolution: int,
-    seed: int,
+    group_column: str | None = None,
     images_per_class: int | None = None,
-    random_flip: bool = False,
-    center_crop: bool = False,
-    proportion_empty_prompts: float = 0.0,
     held_out_fraction: float = 0.2,
+    split_by: SplitBy = "group",
 ) -> ImageDataset:
     """Return the pictures of a Hugging Face dataset as training data.
 
     name: of a dataset on the hub, or a folder that `datasets.load_dataset` understands. config, split: of the
     dataset; split may be a slice such as "train[:100]". caption_column: text, or a class, whose name is then caption
-    and label. For the rest see `build_image_dataset`.
+    and label. group_column: what rows that stay on one side of the split have in common. For the rest see
+    `build_image_dataset`; rows have no folder.
     Raises SettingsError for a dataset, split or column that is not there and for a hub that cannot be reached,
     DataError with every row that cannot be used.
     """
-    _check_settings(
-        resolution=resolution,
-        proportion_empty_prompts=proportion_empty_prompts,
+    refuse_settings(crops, *count_problems(images_per_class), *_fraction_problems(held_out_fraction))
+    assert split_by != "folder", "rows have no folder"
+    images = hub_images(name, config, split, image_column, caption_column, group_column)
+    return _split_dataset(
+        images,
+        crops,
+        [split_group(image, split_by) for image in images],
+        where=f"{name} ({split})",
+        name=name if config is None else f"{name} {config}",
+        split_by=split_by,
         images_per_class=images_per_class,
         held_out_fraction=held_out_fraction,
     )
-    sources = _hub_images(name, config, split, image_column, caption_column)
-    training, held_out = _prepared(sources, f"{name} ({split})", images_per_class, held_out_fraction)
-    return ImageDataset(
-        training,
-        held_out,
-        resolution=resolution,
-        seed=seed,
-        random_flip=random_flip,
-        center_crop=center_crop,
-        proportion_empty_prompts=proportion_empty_prompts,
-        name=name if config is None else f"{name} {config}",
-    )
 
 
-def split_images(
-    images: Sequence[CheckedImage], held_out_fraction: float
-) -> tuple[list[CheckedImage], list[CheckedImage]]:
-    """Return training and held-out images, each in the order given; identical files are on the same side.
-
-    Of each label with n different images, n x held_out_fraction (rounded, 1 to n - 1) are held out where n is at
-    least SMALLEST_SPLIT_LABEL, none where it is less or the fraction is 0. Which ones depends on their content alone,
-    not on names, order or seed. An image under several labels is held out only where each of them has one to give.
-    """
-    labels: dict[str, set[str]] = {}
-    for image in images:
-        labels.setdefault(image.sha256, set()).add(image.label)
-    num_different = Counter(label for owners in labels.values() for label in owners)
-    left = {label: _num_held_out(number, held_out_fraction) for label, number in num_different.items()}
-    chosen = set()
-    for content in sorted(labels, key=lambda content: (derive(_SPLIT_SEED, "held-out", content), content)):
-        if all(left[label] > 0 for label in labels[content]):
-            chosen.add(content)
-            for label in labels[content]:
-                left[label] -= 1
-    return (
-        [image for image in images if image.sha256 not in chosen],
-        [image for image in images if image.sha256 in chosen],
-    )
-
-
-def _num_held_out(num_different: int, fraction: float) -> int:
-    if num_different < SMALLEST_SPLIT_LABEL or fraction == 0:
-        return 0
-    return min(max(1, round(num_different * fraction)), num_different - 1)
-
-
-def _prepared(
-    sources: Sequence[EncodedImage], where: str, images_per_class: int | None, held_out_fraction: float
-) -> tuple[list[CheckedImage], list[CheckedImage]]:
-    """Return the training images, at most images_per_class of each label, and the held-out images."""
+def _split_dataset(
+    sources: Sequence[EncodedImage],
+    crops: Crops,
+    groups: Sequence[str],
+    *,
+    where: str,
+    name: str,
+    split_by: SplitBy,
+    images_per_class: int | None,
+    held_out_fraction: float,
+    remarks: Sequence[str] = (),
+) -> ImageDataset:
+    """Return the pictures, at most images_per_class of each label on the training side, and a split by groups."""
+    if split_by != "group" and len(set(groups)) < 2:
+        raise SettingsError(
+            f"--split_by {split_by}",
+            f"all images of {where} have the same {split_by}, so that none could be held out. Leave it out.",
+        )
     try:
         checked = check_images(sources)
     except DataError as error:
         raise DataError(f"{where}: {error.where}", *error.problems) from error
-    training, held_out = split_images(checked, held_out_fraction)
+    # a whole folder or label on one side leaves no share of each label to hold out
+    training, held_out = split_images(checked, held_out_fraction, groups, by_label=split_by == "group")
     if images_per_class is not None:
         kept = {
             id(image)
@@ -373,121 +371,15 @@ def _prepared(
             for image in evenly([image for image in training if image.label == label], images_per_class)
         }
         training = [image for image in training if id(image) in kept]
-    return training, held_out
+    num_groups = len(set(groups) - {""})
+    by_what = f"by {split_by}, {num_groups} of them" if num_groups else "each image by itself, equal ones together"
+    return ImageDataset(training, held_out, crops, name=name, split=f"random, {by_what}", remarks=remarks)
 
 
-@dataclass(frozen=True, eq=False)
-class _HubImage:
-    """One row of a Hugging Face dataset whose image column is not decoded by it."""
-
-    rows: Any
-    index: int
-    column: str
-    name: str
-    caption: str
-    label: str
-
-    def content(self) -> bytes:
-        """Return the bytes that the row holds, or those of the file it names."""
-        image = self.rows[self.index][self.column]
-        if image is None or not (image["bytes"] or image["path"]):
-            raise DataError(self.name, f"has no image in the column {self.column}. Fill it, or leave the row out.")
-        return image["bytes"] or read_content(Path(image["path"]))
-
-
-def _hub_images(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> list[_HubImage]:
-    """Return the rows of a dataset as pictures; none is decoded."""
-    import datasets
-
-    rows = _load(name, config, split)
-    _check_columns(name, rows.features, image_column, caption_column)
-    if not len(rows):
-        raise DataError(name, f"the split {split} has no rows. Choose another split.")
-    rows = rows.select_columns([image_column, caption_column])
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    kind = rows.features[caption_column]
-    is_class = isinstance(kind, datasets.ClassLabel)
-    images, problems = [], []
-    for index, caption in enumerate(rows[caption_column]):
-        where = f"{split}[{index}]"
-        if caption is None or (is_class and caption < 0) or (not is_class and not caption.strip()):
-            problems.append(f"{where}: has no {caption_column}. Fill it, or leave the row out.")
-            continue
-        text = kind.int2str(caption) if is_class else caption.strip()
-        problems += [f"{where}: {problem}" for problem in text_problems(text, caption_column)]
-        images.append(_HubImage(rows, index, image_column, where, text, text if is_class else ""))
-    if problems:
-        raise DataError(name, *problems)
-    return images
-
-
-def _load(name: str, config: str | None, split: str) -> Any:
-    import datasets
-
-    where = f"{name} (configuration {config}, split {split})"
-    try:
-        return datasets.load_dataset(name, config, split=split)
-    except MemoryError:
-        raise
-    except (ConnectionError, TimeoutError) as error:
-        raise SettingsError(
-            where,
-            f"could not be fetched: {_first_line(error)}. Check its name, the network and HF_HUB_OFFLINE, or give a "
-            "folder on this machine.",
-        ) from error
-    except Exception as error:  # of the library, of the hub's client and of every reader below them
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
-        raise SettingsError(where, f"cannot be used: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
-
-
-def _check_columns(name: str, features: Any, image_column: str, caption_column: str) -> None:
-    import datasets
-
-    problems = []
-    for option, column, kinds, expected in (
-        ("--image_column", image_column, (datasets.Image,), "images"),
-        ("--caption_column", caption_column, (datasets.ClassLabel, datasets.Value), "text or a class"),
-    ):
-        columns = f"Its columns: {', '.join(features)}."
-        if column not in features:
-            problems.append(f"{option}: {name} has no column {column!r}. {columns}")
-        elif not isinstance(features[column], kinds) or _is_number(features[column]):
-            problems.append(f"{option}: the column {column!r} holds {features[column]}, expected {expected}. {columns}")
-    if problems:
-        raise SettingsError("dataset columns", *problems)
-
-
-def _is_number(kind: Any) -> bool:
-    """Return whether a column holds plain values that are no text; a class has a number too, but also a name."""
-    import datasets
-
-    return isinstance(kind, datasets.Value) and "string" not in kind.dtype
-
-
-def _check_settings(
-    *,
-    resolution: int,
-    proportion_empty_prompts: float,
-    images_per_class: int | None = None,
-    held_out_fraction: float = 0.0,
-) -> None:
-    problems = []
-    if resolution < 1:
-        problems.append(f"--resolution: found {resolution}, expected at least 1 px.")
-    if not 0 <= proportion_empty_prompts <= 1:
-        problems.append(f"--proportion_empty_prompts: found {proportion_empty_prompts}, expected 0 to 1.")
-    if images_per_class is not None and images_per_class < 1:
-        problems.append(f"--images_per_class: found {images_per_class}, expected at least 1.")
-    if not 0 <= held_out_fraction < 1:
-        problems.append(f"--held_out_fraction: found {held_out_fraction}, expected 0 to less than 1.")
-    if problems:
-        raise SettingsError("data settings", *problems)
+def _fraction_problems(held_out_fraction: float) -> list[str]:
+    if 0 <= held_out_fraction < 1:
+        return []
+    return [f"--held_out_fraction: found {held_out_fraction}, expected 0 to less than 1."]
 
 
 def _size_problems(image: CheckedImage, resolution: int) -> list[str]:
@@ -499,6 +391,11 @@ def _size_problems(image: CheckedImage, resolution: int) -> list[str]:
         f"{image.name}: its {image.shape_px[0]} x {image.shape_px[1]} px would become {rows} x {columns} px at "
         f"--resolution {resolution}, at most {MAX_PIXELS:,} pixels are allowed. Cut it into shorter pieces."
     ]
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first ten names, and how many others there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def evenly(items: Sequence[_Item], num_chosen: int) -> list[_Item]:

@@ -2,6 +2,7 @@
 
 Layouts: pictures in the folder itself; one folder for each class, whose name is the label; either of them with
 `name.txt` beside `name.jpg`; or a metadata.jsonl of rows {"file_name": ..., "text": ...}, in the folder or in train/.
+A row may have a "group" too: pictures of one specimen, say, which must not be split.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ OTHER_METADATA_FILES = ("metadata.csv", "metadata.parquet")
 class ImageFile:
     """One picture with its words: the caption, and the name of its class ("" where there is none).
 
-    folder: where it was found; its name counts from there.
+    folder: where it was found; its name counts from there. group: what pictures that must not be split have in common;
+    "" for none.
     """
 
     path: Path
     caption: str
     label: str
     folder: Path = Path()
+    group: str = ""
 
     @property
     def name(self) -> str:
@@ -77,9 +80,9 @@ def read_folder(folder: Path) -> ImageFolder:
         raise DataError(str(folder), _nothing_found(listing))
     if metadata is None:
         problems += _depth_problems(listing)
-        captions: Mapping[Path, str] = {}
+        rows: Mapping[Path, _Row] = {}
     else:
-        captions, found = _metadata_captions(listing, metadata)
+        rows, found = _metadata_captions(listing, metadata)
         problems += found
     texts, found = _text_captions(listing)
     problems += found
@@ -87,14 +90,15 @@ def read_folder(folder: Path) -> ImageFolder:
         f"{path.as_posix()}: its caption stands in {metadata.as_posix()} and in {texts[path].file.as_posix()}. "
         "Remove one of them."
         for path in texts
-        if metadata is not None and path in captions
+        if metadata is not None and path in rows
     ]
     root = Path() if metadata is None else metadata.parent
     images = []
     for path in listing.images:
         label = _label(path, root)
-        text = captions.get(path, texts[path].text if path in texts else label)
-        images.append(ImageFile(folder / path, text, label, folder))
+        row = rows.get(path)
+        text = row.text if row is not None else texts[path].text if path in texts else label
+        images.append(ImageFile(folder / path, text, label, folder, row.group if row is not None else ""))
     labels = dict.fromkeys(image.label for image in images)
     problems += [problem for label in labels for problem in text_problems(label, "the name of a folder")]
     if problems:
@@ -235,8 +239,17 @@ def _find_metadata(listing: _Listing) -> tuple[Path | None, list[str]]:
     return usable[0], problems
 
 
-def _metadata_captions(listing: _Listing, metadata: Path) -> tuple[dict[Path, str], list[str]]:
-    """Return the captions of the pictures that a metadata file names, and everything that is wrong with it."""
+@dataclass(frozen=True)
+class _Row:
+    """One row of a metadata file."""
+
+    name: PurePosixPath
+    text: str
+    group: str
+
+
+def _metadata_captions(listing: _Listing, metadata: Path) -> tuple[dict[Path, _Row], list[str]]:
+    """Return the rows of the pictures that a metadata file names, and everything that is wrong with it."""
     where = metadata.as_posix()
     try:
         content = _text_bytes(listing.folder / metadata)
@@ -244,23 +257,23 @@ def _metadata_captions(listing: _Listing, metadata: Path) -> tuple[dict[Path, st
         return {}, [f"{where}: {problem}" for problem in error.problems]
     images = set(listing.images)
     spellings = {_spelling(path): path for path in listing.images}
-    captions: dict[Path, str] = {}
+    rows: dict[Path, _Row] = {}
     lines: dict[Path, int] = {}
     problems = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            name, text = _row(line)
-            path = metadata.parent / name
+            row = _row(line)
+            path = metadata.parent / row.name
             if path in lines:
-                same = captions.get(path) == text
+                same = rows[path].text == row.text
                 found = "is named a second time" if same else "has a second caption"
-                raise _RowError(f"{name} {found}, after line {lines[path]}. Keep one row for each image.")
+                raise _RowError(f"{row.name} {found}, after line {lines[path]}. Keep one row for each image.")
             lines[path] = number
-            captions[path] = text
+            rows[path] = row
             if path not in images:
-                raise _RowError(_absent(listing.folder, path, name, spellings))
+                raise _RowError(_absent(listing.folder, path, row.name, spellings))
         except _RowError as error:
             problems.append(f"{where}:{number}: {error}")
     if not lines and not problems:
@@ -270,15 +283,15 @@ def _metadata_captions(listing: _Listing, metadata: Path) -> tuple[dict[Path, st
         for path in listing.images
         if path not in lines and path.is_relative_to(metadata.parent)
     ]
-    return {path: text for path, text in captions.items() if path in images}, problems
+    return {path: row for path, row in rows.items() if path in images}, problems
 
 
 class _RowError(Exception):
     """What is wrong with one row of a metadata file."""
 
 
-def _row(line: bytes) -> tuple[PurePosixPath, str]:
-    """Return the file name and the caption of one line of a metadata file."""
+def _row(line: bytes) -> _Row:
+    """Return what one line of a metadata file says; keys that are not known are left alone."""
     try:
         row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
@@ -292,6 +305,9 @@ def _row(line: bytes) -> tuple[PurePosixPath, str]:
         for key in ("file_name", "text")
         if not isinstance(row.get(key), str)
     ]
+    group = row.get("group", "")
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        faults.append(f"found group {_brief(group)}, expected text or a whole number")
     if faults:
         raise _RowError(f"{'; '.join(faults)}.")
     name = PurePosixPath(row["file_name"].replace("\\", "/"))
@@ -303,7 +319,7 @@ def _row(line: bytes) -> tuple[PurePosixPath, str]:
         faults.append("the text is empty. Write a caption.")
     if faults:
         raise _RowError(" ".join(faults))
-    return name, text
+    return _Row(name, text, str(group))
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

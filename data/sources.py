@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.concepts import CONCEPTS, load_concept, texture_caption
-from data.dataset import ConceptDataset, build_slice_dataset
+from data.crops import Crops
+from data.dataset import SliceDataset, build_slice_dataset
 from data.errors import SettingsError
+from data.image_splits import SplitBy
+
+if TYPE_CHECKING:
+    from data.dtd import DtdSplit
+    from data.image_dataset import ImageDataset
+    from data.image_files import ImageFile
 
 TEXTURE_NOUN = "texture"  # of images that no concept file describes
 
@@ -20,6 +27,7 @@ class ImageSource:
     """Everything that says which images a run sees, and how they are cut; a manifest keeps it to open them again.
 
     One of concept, train_data_dir and dataset_name is given. data_root: the folder of the volumes and of dtd/.
+    bucket_batch: see `Crops`. What has a default may be missing in a manifest.
     """
 
     concept: str | None
@@ -37,11 +45,28 @@ class ImageSource:
     random_flip: bool
     proportion_empty_prompts: float
     held_out_fraction: float
+    px_per_voxel: float | None = None
+    bucket_batch: int | None = None
+    dtd_split: int = 1
+    split_by: SplitBy = "group"
+    group_column: str | None = None
 
     @property
     def class_noun(self) -> str:
         """The noun of the class that the images belong to, such as "slice"."""
         return TEXTURE_NOUN if self.concept is None else load_concept(self.concept, CONCEPTS).class_noun
+
+    @property
+    def crops(self) -> Crops:
+        """What is done to every image."""
+        return Crops(
+            self.resolution,
+            self.seed,
+            random_flip=self.random_flip,
+            center_crop=self.center_crop,
+            proportion_empty_prompts=self.proportion_empty_prompts,
+            bucket_batch=self.bucket_batch,
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Return the source as JSON can hold it, with absolute paths."""
@@ -50,90 +75,93 @@ class ImageSource:
     @staticmethod
     def from_manifest(content: Mapping[str, Any]) -> ImageSource:
         """Return the source that `manifest` wrote."""
-        values = {field.name: content[field.name] for field in fields(ImageSource)}
+        values = {field.name: content[field.name] for field in fields(ImageSource) if field.name in content}
         for name in ("data_root", "train_data_dir"):
             if values[name] is not None:
                 values[name] = Path(values[name])
         return ImageSource(**values)
 
-    def open(self) -> ConceptDataset:
+    def open(self) -> SliceDataset | ImageDataset:
         """Open and check the images. Raises DataError and SettingsError with everything that is wrong."""
         if self.dataset_name is not None:
             from data.image_dataset import build_hub_dataset
 
             return build_hub_dataset(
                 self.dataset_name,
+                self.crops,
                 config=self.dataset_config_name,
                 split="train",
                 image_column=self.image_column,
                 caption_column=self.caption_column,
-                resolution=self.resolution,
-                seed=self.seed,
+                group_column=self.group_column,
                 images_per_class=self.images_per_class,
-                random_flip=self.random_flip,
-                center_crop=self.center_crop,
-                proportion_empty_prompts=self.proportion_empty_prompts,
                 held_out_fraction=self.held_out_fraction,
+                split_by=self.split_by,
             )
         if self.train_data_dir is not None:
             from data.image_dataset import build_image_dataset
 
             return build_image_dataset(
                 self.train_data_dir,
-                resolution=self.resolution,
-                seed=self.seed,
+                self.crops,
                 images_per_class=self.images_per_class,
-                random_flip=self.random_flip,
-                center_crop=self.center_crop,
-                proportion_empty_prompts=self.proportion_empty_prompts,
                 held_out_fraction=self.held_out_fraction,
+                split_by=self.split_by,
             )
         assert self.concept is not None, "images come from somewhere"
         assert self.data_root is not None, "a concept is cut from the data in a folder"
         concept = load_concept(self.concept, CONCEPTS)
         if concept.textures:
-            return self._textures(concept.textures)
+            return self._textures(self.data_root, concept.textures)
         return build_slice_dataset(
             concept,
             self.data_root,
-            resolution=self.resolution,
-            seed=self.seed,
+            self.crops,
             um_per_px=self.um_per_px,
+            px_per_voxel=self.px_per_voxel,
             images_per_class=self.images_per_class,
-            random_flip=self.random_flip,
-            center_crop=self.center_crop,
-            proportion_empty_prompts=self.proportion_empty_prompts,
             held_out_fraction=self.held_out_fraction,
         )
 
-    def _textures(self, classes: tuple[str, ...]) -> ConceptDataset:
-        """Return classes of DTD, its first official split: train and val to train on, test held out."""
+    def _textures(self, folder: Path, classes: tuple[str, ...]) -> ImageDataset:
+        """Return classes of DTD in one of its official splits: train and val to train on, test held out."""
         from data.dtd import read_dtd
-        from data.image_dataset import ImageDataset, evenly
-        from data.image_files import ImageFile
+        from data.image_dataset import ImageDataset
 
-        folder = self.data_root
-        assert folder is not None, "a concept is cut from the data in a folder"
-        split = read_dtd(folder, classes)
-
-        def files(members: list[tuple[Path, str]], limit: int | None) -> list[ImageFile]:
-            by_class = ([path for path, label in members if label == name] for name in classes)
-            return [
-                ImageFile(path, texture_caption(name), name, folder=folder)
-                for name, paths in zip(classes, by_class, strict=True)
-                for path in (paths if limit is None else evenly(paths, limit))
-            ]
-
+        split = read_dtd(folder, classes, self.dtd_split)
         return ImageDataset(
-            files(split.training, self.images_per_class),
-            files(split.held_out, None),
-            resolution=self.resolution,
-            seed=self.seed,
-            random_flip=self.random_flip,
-            center_crop=self.center_crop,
-            proportion_empty_prompts=self.proportion_empty_prompts,
+            _texture_files(split.training, classes, folder, self.images_per_class),
+            _texture_files(split.held_out, classes, folder, None),
+            self.crops,
             name="DTD",
+            split=f"DTD's official split {self.dtd_split}",
+            remarks=_stray_files(split, folder),
         )
+
+
+def _texture_files(
+    members: Sequence[tuple[Path, str]], classes: Sequence[str], folder: Path, limit: int | None
+) -> list[ImageFile]:
+    """Return the images of each class in turn, at most a number of each."""
+    from data.image_dataset import evenly
+    from data.image_files import ImageFile
+
+    by_class = ([path for path, label in members if label == name] for name in classes)
+    return [
+        ImageFile(path, texture_caption(name), name, folder=folder)
+        for name, paths in zip(classes, by_class, strict=True)
+        for path in (paths if limit is None else evenly(paths, limit))
+    ]
+
+
+def _stray_files(split: DtdSplit, folder: Path) -> list[str]:
+    """Return what stands in the class folders without being an image, in a line; none where there is nothing."""
+    from data.image_dataset import some
+
+    names = [path.relative_to(folder).as_posix() for path in split.ignored]
+    if not names:
+        return []
+    return [f"ignored     files in the folders of the classes that are no images ({len(names)}): {some(names)}"]
 
 
 def check_concept(name: str | None) -> None:
@@ -148,11 +176,18 @@ def refuse_unused(source: ImageSource, changed: AbstractSet[str]) -> None:
     changed: names of the options that are not at their defaults.
     """
     textures = source.concept is not None and bool(load_concept(source.concept, CONCEPTS).textures)
-    reasons = {}
-    if textures or source.concept is None:
-        reasons["um_per_px"] = "these images have no voxel size"
+    pictures = textures or source.concept is None
+    reasons: dict[str, str] = {}
+    if pictures:
+        reasons |= dict.fromkeys(("um_per_px", "px_per_voxel"), "these images have no voxel size")
     if textures:
-        reasons["held_out_fraction"] = "DTD has a split of its own"
+        reasons |= dict.fromkeys(("held_out_fraction", "split_by"), "DTD has a split of its own")
+    else:
+        reasons["dtd_split"] = "these images are not DTD"
+    if not pictures:
+        reasons["split_by"] = "volumes are split in blocks"
+    if source.dataset_name is not None and source.split_by == "folder":
+        reasons["split_by"] = "rows of a dataset lie in no folder; name their --group_column"
     problems = [f"--{name}: {reasons[name]}. Leave it out." for name in sorted(reasons.keys() & changed)]
     if problems:
         raise SettingsError("options without a meaning here", *problems)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
 from data.errors import DataError
-from data.volumes import PLANES, Volume
+from data.volume_specs import PLANES
+from data.volumes import Volume
 
 SMALLEST_GAP_PX = 16
 DECORRELATED = 0.2  # mean correlation of two slices below which they count as different places
@@ -56,6 +58,11 @@ class Block:
         upright = pixels if row_axis < column_axis else pixels.T
         rows, columns = self._window(volume, plane)
         return upright[slice(*rows), slice(*columns)]
+
+    def voxels(self, volume: Volume) -> np.ndarray:
+        """Return the voxels of this block (Z, Y, X), native dtype, as a view."""
+        planes, rows, columns = (slice(*bounds) for bounds in self.bounds)
+        return volume.voxels[planes, rows, columns]
 
     def _window(self, volume: Volume, plane: str) -> tuple[tuple[int, int], tuple[int, int]]:
         rows, columns = (self.bounds[axis] for axis in slice_axes(volume, plane))
@@ -152,14 +159,8 @@ def slice_correlation(voxels: np.ndarray, axis: int, *, max_lag: int) -> tuple[f
     of at most 16,384 pixels. A pair with a flat slice says nothing; a lag that has no other pair counts as 1.
     """
     assert 0 <= max_lag < max(voxels.shape[axis], 1), f"lag {max_lag} in {voxels.shape[axis]} slices"
-    slices = np.moveaxis(voxels, axis, 0)
-    rows, columns = slices.shape[1:]
-    stride = int(np.ceil(np.sqrt(rows * columns / _PIXELS)))
-    grid = slices[:, ::stride, ::stride].reshape(len(slices), -1).astype(np.float32)
-    grid[~np.isfinite(grid)] = np.nan
-    has_value = np.isfinite(grid).any(axis=1, keepdims=True)
-    grid -= np.nanmean(np.where(has_value, grid, 0), axis=1, keepdims=True)
-    grid = np.nan_to_num(grid, copy=False)
+    grid = _sampled(voxels, axis, _PIXELS)
+    grid -= grid.mean(axis=1, keepdims=True, dtype=np.float64)  # in float32 a flat slice would not become 0
     norm = np.linalg.norm(grid, axis=1, keepdims=True)
     varies = norm[:, 0] > 0
     grid /= np.where(norm > 0, norm, 1)
@@ -172,6 +173,56 @@ def slice_correlation(voxels: np.ndarray, axis: int, *, max_lag: int) -> tuple[f
         return float(np.einsum("ij,ij->i", grid[first], grid[first + lag]).mean(dtype=np.float64))
 
     return tuple(at(lag) for lag in range(1, max_lag + 1))
+
+
+def slice_autocorrelation(voxels: np.ndarray, axis: int) -> tuple[float, ...]:
+    """Return the autocorrelation of slices 1, 2, ... n - 1 voxels apart, as a sequence of images about their mean.
+
+    Unlike `slice_correlation` it leaves out what all slices share (the layers that every cross section of a weave
+    shows): it says how fast a slice's own part is forgotten, which is what `effective_sample_size` asks.
+    voxels: (Z, Y, X), any real dtype; values that are not finite count as their slice's mean. Each lag is the mean
+    over its pairs, on a regular grid of at most 1,024 pixels; slices that do not differ count as 1 at every lag.
+    """
+    deviations = _sampled(voxels, axis, _PIXELS // 16).astype(np.float64)
+    deviations -= deviations.mean(axis=0)
+    num_slices = len(deviations)
+    spectrum = np.fft.rfft(deviations, 2 * num_slices, axis=0)  # padded, so that the ends do not meet
+    products = np.fft.irfft((np.abs(spectrum) ** 2).sum(axis=1), 2 * num_slices)[:num_slices]
+    covariance = products / np.arange(num_slices, 0, -1)
+    if not covariance[0] > 0:
+        return (1.0,) * (num_slices - 1)
+    return tuple((covariance[1:] / covariance[0]).tolist())
+
+
+def effective_sample_size(correlation: Sequence[float], num_slices: int) -> float:
+    """Return how many independent slices say as much about a mean as these: n / (1 + 2 sum of rho_k), 1 to n.
+
+    correlation: rho_k of slices k = 1, 2, 3, ... steps apart, as `slice_autocorrelation` measures it. The sum is over
+    the initial run of positive values (Geyer 1992, "Practical Markov chain Monte Carlo", section 3.3): beyond it a
+    curve is noise, or a period that comes back. A curve that ends before it falls to zero gives an upper bound; so
+    does the noise of a scan, which differs between slices that show the same. 0 for no slice.
+    """
+    assert num_slices >= 0, f"{num_slices} slices"
+    if num_slices == 0:
+        return 0.0
+    initial = takewhile(lambda value: value > 0, correlation[: num_slices - 1])
+    return max(1.0, num_slices / (1 + 2 * sum(initial)))
+
+
+def _sampled(voxels: np.ndarray, axis: int, num_pixels: int) -> np.ndarray:
+    """Return at most a number of pixels of each slice along an axis, on a regular grid: float32 (slice, pixel).
+
+    Values that are not finite count as their slice's mean, and as 0 where a slice has no other.
+    """
+    slices = np.moveaxis(voxels, axis, 0)
+    rows, columns = slices.shape[1:]
+    stride = int(np.ceil(np.sqrt(rows * columns / num_pixels)))
+    grid = slices[:, ::stride, ::stride].reshape(len(slices), -1).astype(np.float32)
+    finite = np.isfinite(grid)
+    if not finite.all():
+        number = np.maximum(finite.sum(axis=1, keepdims=True), 1)
+        grid = np.where(finite, grid, np.where(finite, grid, 0).sum(axis=1, keepdims=True) / number)
+    return grid
 
 
 def _gap(correlation: tuple[float, ...]) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""From a slice in [0, 1] to model pixels in [-1, 1]: one pixel scale, square crops, the symmetries of a plane.
+"""From a slice in [0, 1] to model pixels in [-1, 1]: one pixel scale, crops, the symmetries of a plane.
 
 Pure functions of arrays in the order (row, column). Nothing here changes the aspect of an image, turns it by 90
 degrees (that swaps warp and weft) or touches its grey values (they are part of what a scan says).
@@ -25,6 +25,19 @@ _FLIPS: Mapping[str, tuple[Flip, ...]] = MappingProxyType(
     }
 )
 SCALE_TOLERANCE = 1e-3  # a relative difference of scale that moves nothing by more than half a pixel in 500
+# Voxels whose sides differ by less count as cubes: a resampling by 1 % blurs every hundredth row and repairs little.
+CUBE_TOLERANCE = 0.02
+
+
+def cubic(voxel_size_um: tuple[float, float, float], reference_axis: int) -> tuple[float, float, float]:
+    """Return the sides of a voxel, all of them that of one axis where none differs from it by more than CUBE_TOLERANCE.
+
+    voxel_size_um: (Z, Y, X). reference_axis: 0, 1 or 2, the axis whose side is kept.
+    """
+    side = voxel_size_um[reference_axis]
+    if all(abs(other / side - 1) <= CUBE_TOLERANCE for other in voxel_size_um):
+        return side, side, side
+    return voxel_size_um
 
 
 def scale_factor(voxel_size_um: float, um_per_px: float) -> float:
@@ -58,33 +71,37 @@ def rescaled(pixels: np.ndarray, factors: tuple[float, float]) -> np.ndarray:
     return ndimage.affine_transform(pixels, step, offset, output_shape=shape, order=1, mode="nearest")
 
 
-def random_crop_origin(shape: tuple[int, int], crop_px: int, *, seed: int, position: int) -> tuple[int, int]:
-    """Return the (row, column) of the first pixel of a square crop, uniform over all that fit."""
+def random_crop_origin(
+    shape: tuple[int, int], crop_shape: tuple[int, int], *, seed: int, position: int
+) -> tuple[int, int]:
+    """Return the (row, column) of the first pixel of a crop, uniform over all that fit. Shapes: (rows, columns)."""
     draws = generator(seed, "crop", position)
-    row, column = (int(draws.integers(0, _room(size, crop_px) + 1)) for size in shape)
+    row, column = (int(draws.integers(0, room + 1)) for room in _room(shape, crop_shape))
     return row, column
 
 
-def center_crop_origin(shape: tuple[int, int], crop_px: int) -> tuple[int, int]:
-    """Return the (row, column) of the first pixel of the square crop in the middle."""
-    row, column = (_room(size, crop_px) // 2 for size in shape)
+def center_crop_origin(shape: tuple[int, int], crop_shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the (row, column) of the first pixel of the crop in the middle."""
+    row, column = (room // 2 for room in _room(shape, crop_shape))
     return row, column
 
 
 def tile_origins(shape: tuple[int, int], crop_px: int) -> list[tuple[int, int]]:
     """Return the (row, column) of as many square crops as fit without overlap, spread evenly over the image."""
-    rows, columns = (_tile_starts(size, crop_px) for size in shape)
+    rows, columns = (
+        _tile_starts(size, room, crop_px) for size, room in zip(shape, _room(shape, (crop_px, crop_px)), strict=True)
+    )
     return [(row, column) for row in rows for column in columns]
 
 
-def crop(pixels: np.ndarray, origin: tuple[int, int], crop_px: int) -> np.ndarray:
-    """Return the square crop (crop_px, crop_px) that starts at the origin, as a view."""
-    row, column = origin
+def crop(pixels: np.ndarray, origin: tuple[int, int], crop_shape: tuple[int, int]) -> np.ndarray:
+    """Return the crop of (rows, columns) that starts at the origin, as a view."""
+    (row, column), (rows, columns) = origin, crop_shape
     assert row >= 0, f"row {row} lies above the image"
     assert column >= 0, f"column {column} lies left of the image"
-    assert row + crop_px <= pixels.shape[0], f"rows {row}+{crop_px} leave an image of {pixels.shape[0]}"
-    assert column + crop_px <= pixels.shape[1], f"columns {column}+{crop_px} leave an image of {pixels.shape[1]}"
-    return pixels[row : row + crop_px, column : column + crop_px]
+    assert row + rows <= pixels.shape[0], f"rows {row}+{rows} leave an image of {pixels.shape[0]}"
+    assert column + columns <= pixels.shape[1], f"columns {column}+{columns} leave an image of {pixels.shape[1]}"
+    return pixels[row : row + rows, column : column + columns]
 
 
 def allowed_flips(plane: str) -> tuple[Flip, ...]:
@@ -107,11 +124,13 @@ def to_model_range(pixels: np.ndarray) -> np.ndarray:
     return np.repeat((pixels.astype(np.float32) * 2 - 1)[np.newaxis], 3, axis=0)
 
 
-def _tile_starts(size_px: int, crop_px: int) -> list[int]:
-    room, num_gaps = _room(size_px, crop_px), size_px // crop_px - 1
-    return [i * room // num_gaps for i in range(num_gaps + 1)] if num_gaps else [room // 2]
+def _tile_starts(size_px: int, room_px: int, crop_px: int) -> list[int]:
+    num_gaps = size_px // crop_px - 1
+    return [i * room_px // num_gaps for i in range(num_gaps + 1)] if num_gaps else [room_px // 2]
 
 
-def _room(size_px: int, crop_px: int) -> int:
-    assert size_px >= crop_px, f"a crop of {crop_px} px does not fit {size_px} px"
-    return size_px - crop_px
+def _room(shape: tuple[int, int], crop_shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the (rows, columns) by which an image is larger than a crop."""
+    rows, columns = (size - crop_size for size, crop_size in zip(shape, crop_shape, strict=True))
+    assert min(rows, columns) >= 0, f"a crop of {crop_shape} px does not fit {shape} px"
+    return rows, columns

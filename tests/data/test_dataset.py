@@ -2,7 +2,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import tifffile
 
 import data.dataset
 from data.concepts import Cell, Concept
-from data.dataset import BLANK_CONTRAST, CellImages, SliceDataset, build_slice_dataset, find_slices
+from data.crops import Crops
+from data.dataset import SliceDataset, build_slice_dataset
 from data.errors import DataError, SettingsError
+from data.slices import BLANK_CONTRAST, CellImages, PixelScale, find_slices
 from data.splits import manifest_hash, split_volume
-from data.volumes import PLANES, Volume, VolumeSpec
+from data.volumes import PLANES, Volume, VolumeSpec, unit_to_native
 
 SHAPE = (12, 20, 60)  # 14,400 voxels: each can have a 16-bit value of its own
 CROP = 8
@@ -23,6 +25,7 @@ PLANE_AXES = {"thickness": 0, "warp": 1, "weft": 2}
 FILES = {"dry": "dry.tif", "compacted": "dry_compacted.tif", "injected": "injected.tif"}
 COMPOSITES = Concept("composites", tuple(Cell(s, p) for s in FILES for p in PLANES), "slice")
 DRY = Concept("sf_dry", tuple(Cell("dry", p) for p in PLANES), "slice")
+CROP_SETTINGS = {field.name for field in fields(Crops)}
 Build = Callable[..., SliceDataset]
 
 
@@ -59,7 +62,9 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
     def build(concept: Concept, volumes: Mapping[str, Volume], **settings: object) -> SliceDataset:
         monkeypatch.setattr(data.dataset, "read_volume_specs", lambda _: {s: v.spec for s, v in volumes.items()})
         monkeypatch.setattr(data.dataset, "open_volume", lambda spec: volumes[spec.state])
-        return build_slice_dataset(concept, Path("scans"), **{"resolution": CROP, "seed": 1, **settings})  # type: ignore[arg-type]
+        of_crops = {"resolution": CROP, "seed": 1} | {k: v for k, v in settings.items() if k in CROP_SETTINGS}
+        others = {k: v for k, v in settings.items() if k not in CROP_SETTINGS}
+        return build_slice_dataset(concept, Path("scans"), Crops(**of_crops), **others)  # type: ignore[arg-type]
 
     return build
 
@@ -300,10 +305,10 @@ def test_slices_smaller_than_a_crop_are_refused_with_what_would_fit(build: Build
     with pytest.raises(DataError) as refusal:
         build(DRY, volumes, resolution=16)
     text = str(refusal.value)
-    assert "dry.tif warp: slices have 12 x 60 px at 1 voxel per px, expected at least 16 x 16" in text
+    assert "dry.tif warp: slices have 12 x 60 px at 1 px = 1 voxel of unknown size, expected at least 16 x 16" in text
     assert "dry.tif weft: slices have 12 x 20 px" in text
     assert "dry.tif thickness" not in text
-    assert "at most 12, or say the voxel size in volumes.yaml" in text
+    assert "at most 12, or a larger --px_per_voxel, at least 1.333" in text
     assert build(DRY, volumes, resolution=12).sample(0).pixels.shape == (3, 12, 12)
 
 
@@ -316,9 +321,9 @@ def test_everything_too_small_is_reported_at_once(build: Build, volumes: dict[st
 def test_a_dataset_put_together_by_hand_refuses_small_slices_too() -> None:
     volume = shuffled()
     split = split_volume(volume, smallest_px=4)
-    sides = [find_slices(volume, block, "weft", None) for block in (split.training, split.held_out)]
+    sides = [find_slices(volume, block, "weft", PixelScale(None)) for block in (split.training, split.held_out)]
     with pytest.raises(DataError, match="slices smaller than a crop: 2 problems"):
-        SliceDataset([CellImages(Cell("dry", "weft"), split, *sides)], resolution=13, seed=0)
+        SliceDataset([CellImages(Cell("dry", "weft"), split, *sides)], Crops(13, 0))
 
 
 def test_volumes_of_different_voxel_size_come_to_one_scale(build: Build) -> None:
@@ -339,7 +344,7 @@ def test_volumes_of_different_voxel_size_come_to_one_scale(build: Build) -> None
 
 def test_a_finer_scale_makes_room_for_a_larger_crop(build: Build) -> None:
     volume = replace(shuffled(), voxel_size_um=(40.0, 40.0, 40.0))
-    with pytest.raises(DataError, match=r"12 x 20 px at 40 um per px.*finer --um_per_px, at most 30"):
+    with pytest.raises(DataError, match=r"12 x 20 px at 1 px = 40 um.*finer --um_per_px, at most 30"):
         build(Concept("c", (Cell("dry", "weft"),), "slice"), {"dry": volume}, resolution=16)
     dataset = build(Concept("c", (Cell("dry", "weft"),), "slice"), {"dry": volume}, resolution=16, um_per_px=30)
     assert dataset.sample(0).pixels.shape == (3, 16, 16)
@@ -371,6 +376,128 @@ def test_without_any_voxel_size_a_pixel_is_a_voxel_and_the_manifest_says_so(
     dataset = build(COMPOSITES, volumes)
     assert dataset.um_per_px is None
     assert dataset.manifest()["scale"] == "1 px = 1 voxel of unknown size"
+
+
+def test_a_pixel_factor_scales_volumes_of_unknown_voxel_size(build: Build, volumes: dict[str, Volume]) -> None:
+    with pytest.raises(DataError, match=r"a larger --px_per_voxel, at least 1\.333"):
+        build(DRY, volumes, resolution=16)
+    dataset = build(DRY, volumes, resolution=16, px_per_voxel=1.5)
+    assert [cell.training.shape_px for cell in dataset.cells] == [(30, 48), (18, 48), (18, 30)]
+    assert dataset.um_per_px is None
+    assert dataset.manifest()["scale"] == "1 px = 0.666667 voxels of unknown size"
+    assert dataset.notes[0] == "scale       1 px = 0.666667 voxels of unknown size, for every plane and state"
+    # twice as many px as voxels, half as many voxels for a crop
+    assert build(DRY, volumes, px_per_voxel=2).cells[0].split == build(DRY, volumes, resolution=4).cells[0].split
+
+
+def test_a_pixel_factor_is_refused_where_a_voxel_size_is_known(build: Build) -> None:
+    volume = replace(shuffled(), voxel_size_um=(40.0, 40.0, 40.0))
+    with pytest.raises(DataError, match=r"dry\.tif: has voxels of \(40.0, 40.0, 40.0\) um.*Give --um_per_px instead"):
+        build(DRY, {"dry": volume}, px_per_voxel=2)
+
+
+@pytest.mark.parametrize(
+    ("depth_um", "rows"),
+    [(40.0, 12), (40.7, 12), (39.3, 12), (40.9, 12), (39.1, 11), (60.0, 18), (20.0, 6)],
+)
+def test_voxels_are_made_cubes_where_a_side_differs_by_more_than_two_percent(
+    build: Build, depth_um: float, rows: int
+) -> None:
+    volume = replace(shuffled(), voxel_size_um=(depth_um, 40.0, 40.0))
+    dataset = build(Concept("c", (Cell("dry", "weft"),), "slice"), {"dry": volume}, resolution=6)
+    slices = dataset.cells[0].training
+    assert slices.shape_px == (rows, 20)
+    untouched = np.array_equal(slices.pixels(0), find_slices(volume, slices.block, "weft", PixelScale(None)).pixels(0))
+    assert untouched == (abs(depth_um / 40 - 1) <= 0.02)
+    assert dataset.um_per_px == 40
+
+
+def test_the_window_inverts_within_half_a_grey_level(build: Build, volumes: dict[str, Volume]) -> None:
+    dataset = build(COMPOSITES, volumes)
+    for position in range(0, len(dataset), 11):
+        sample = dataset.sample(position)
+        grey = dataset.grey_values[sample.caption]
+        low, high = grey["window"]  # type: ignore[misc]
+        native = unit_to_native((sample.pixels[0] + 1) / 2, low=low, high=high, dtype=str(grey["dtype"]))
+        file, plane, index, _, row, column = sample.source.replace("(", "").replace(")", "").replace(",", "").split()
+        volume = next(v for v in volumes.values() if v.spec.path.name == file)
+        whole = volume.plane(plane, int(index))
+        expected = whole[int(row) : int(row) + CROP, int(column) : int(column) + CROP]
+        np.testing.assert_array_equal(native, expected)
+        assert native.dtype == volume.voxels.dtype
+
+
+def fabric() -> Volume:
+    """A volume as flat as a compacted fabric: 26 x 36 x 70 voxels, brighter along each axis and disordered."""
+    return shuffled(shape=(26, 36, 70))
+
+
+def test_windows_of_slices_keep_the_full_height_at_the_one_scale(build: Build) -> None:
+    volume = fabric()
+    with pytest.raises(DataError, match=r"slices have 26 x 70 px .* at least 32 x 32 for --resolution 32\."):
+        build(DRY, {"dry": volume}, resolution=32)
+    dataset = build(DRY, {"dry": volume}, resolution=32, bucket_batch=4, random_flip=True)
+    assert dataset.resolution == 24  # squares to judge by: the largest in units of 8 that fit every slice
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    sources = set()
+    for start in range(0, len(dataset), 4):
+        batch = [dataset.sample(position) for position in range(start, start + 4)]
+        assert len({sample.pixels.shape for sample in batch}) == 1
+        for sample in batch:
+            seen.setdefault(sample.caption.rpartition("sf_")[2], set()).add(sample.pixels.shape[1:])
+            sources.add(sample.source.split(" @ ")[0])
+            where = places(sample.pixels, volume)
+            axes = [axis for axis in range(3) if axis != PLANE_AXES[sample.source.split()[1]]]
+            assert (np.abs(np.diff(where[..., axes[0]], axis=0)) == 1).all()  # voxel by voxel: no rescaling, no squash
+            assert (np.abs(np.diff(where[..., axes[1]], axis=1)) == 1).all()
+    assert seen == {"thickness": {(32, 24)}, "warp": {(24, 24)}, "weft": {(24, 32)}}
+    assert len(sources) == sum(len(cell.training) for cell in dataset.cells)
+    held_out = dataset.held_out_pixels(3)
+    assert {pixels.shape for pixels in held_out.values()} == {(3, 3, 24, 24)}
+    manifest: dict = dataset.manifest()
+    assert (manifest["resolution_px"], manifest["judged_px"]) == (32, 24)
+    assert manifest["num_images"] == len(sources)
+    assert manifest["aspect_buckets"]["epoch_positions"] == len(dataset)
+    assert "judged as squares of 24 px" in dataset.notes[-1]
+    assert build(DRY, {"dry": volume}, resolution=16).manifest()["aspect_buckets"] is None
+
+
+def test_a_slice_too_flat_for_any_window_is_refused_with_a_resolution_that_fits(build: Build) -> None:
+    with pytest.raises(DataError) as refusal:
+        build(DRY, {"dry": fabric()}, resolution=56, bucket_batch=4)
+    assert "slices have 26 x 70 px" in str(refusal.value)
+    assert "for --resolution 56 with --aspect_buckets. Choose a smaller --resolution, at most 48" in str(refusal.value)
+    assert build(DRY, {"dry": fabric()}, resolution=48, bucket_batch=4, held_out_fraction=0.3).resolution == 24
+
+
+def test_what_was_skipped_and_split_is_told_in_lines(build: Build) -> None:
+    volume = shuffled()
+    voxels = volume.voxels.copy()
+    voxels[:2] = 7
+    dataset = build(DRY, {"dry": volume_of(voxels)})
+    _, blank, split = dataset.notes
+    rule = "the means of their 8 px blocks vary by less than 0.03 of the window"
+    found = "dry.tif thickness 2 of 12 (training), dry.tif thickness 2 of 12 (held out)"
+    assert blank == f"blank       slices left out, as {rule}: {found}"
+    assert split.startswith("split       dry.tif: voxels 0 to 32 of X are trained on, 48 to 60 held out;")
+    assert not [note for note in build(DRY, {"dry": volume}).notes if note.startswith("blank")]
+
+
+def test_the_manifest_says_how_many_independent_slices_there_are(build: Build) -> None:
+    # along the weft axis every slice is shown five times, along the others all differ
+    detail = np.random.default_rng(3).random((12, 20, 12))
+    voxels = np.repeat(detail, 5, axis=2)
+    dataset = build(DRY, {"dry": volume_of(voxels, window=(0.0, 1.0))}, resolution=4)
+    cells: list[dict] = dataset.manifest()["cells"]  # type: ignore[assignment]
+    sizes = [cell["training"]["effective_size"] for cell in cells]
+    counts = [cell["training"]["num_images"] for cell in cells]
+    assert counts == [12, 20, 32]
+    assert sizes[0] == pytest.approx(12, rel=0.25)
+    assert sizes[1] == pytest.approx(20, rel=0.25)
+    assert sizes[2] == pytest.approx(32 / 5, rel=0.25)  # 1 + 2 (.8 + .6 + .4 + .2) = 5
+    few = build(DRY, {"dry": volume_of(voxels, window=(0.0, 1.0))}, resolution=4, images_per_class=5)
+    assert few.cells[2].training.effective_size == pytest.approx(5, rel=0.25)  # more than five apart
+    assert f"weft 32 ({sizes[2]:.0f})" in dataset.notes[-1]
 
 
 def test_settings_out_of_range_are_reported_together(build: Build, volumes: dict[str, Volume]) -> None:
@@ -414,7 +541,7 @@ def test_files_become_samples(tmp_path: Path) -> None:
     for state in ("dry", "injected"):
         values = np.ascontiguousarray(shuffled(state).voxels)
         tifffile.imwrite(tmp_path / FILES[state], values, imagej=True, metadata={"axes": "ZYX"})
-    dataset = build_slice_dataset(DRY, tmp_path, resolution=CROP, seed=4)
+    dataset = build_slice_dataset(DRY, tmp_path, Crops(CROP, 4))
     assert {dataset.sample(p).caption for p in range(len(dataset))} == set(DRY.captions)
     assert -1 <= dataset.sample(0).pixels.min() < dataset.sample(0).pixels.max() <= 1
     assert pickle.loads(pickle.dumps(dataset)).sample(3).source == dataset.sample(3).source
@@ -422,6 +549,6 @@ def test_files_become_samples(tmp_path: Path) -> None:
 
 def test_missing_files_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refusal:
-        build_slice_dataset(COMPOSITES, tmp_path, resolution=CROP, seed=4)
+        build_slice_dataset(COMPOSITES, tmp_path, Crops(CROP, 4))
     for file in FILES.values():
         assert f"{file}: the file is missing" in str(refusal.value)

@@ -6,7 +6,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data.image_dataset
+from data.crops import Crops
 from data.errors import DataError, SettingsError
 from data.image_dataset import (
     CheckedImage,
@@ -52,7 +53,17 @@ def expected_crop(path: Path, origin: tuple[int, int]) -> np.ndarray:
 @pytest.fixture
 def dataset(tmp_path: Path) -> ImageDataset:
     images = some_files(tmp_path, 7)
-    return ImageDataset(images[:5], images[5:], resolution=RESOLUTION, seed=1)
+    return ImageDataset(images[:5], images[5:], Crops(RESOLUTION, 1))
+
+
+CROP_SETTINGS = {field.name for field in fields(Crops)}
+
+
+def from_folder(folder: Path, **settings: object) -> ImageDataset:
+    """Build a dataset from a folder with settings of the crops and of the split."""
+    of_crops = {"resolution": RESOLUTION, "seed": 1} | {k: v for k, v in settings.items() if k in CROP_SETTINGS}
+    others = {k: v for k, v in settings.items() if k not in CROP_SETTINGS}
+    return build_image_dataset(folder, Crops(**of_crops), **others)  # type: ignore[arg-type]
 
 
 def drawn(dataset: ImageDataset, positions: list[int]) -> list[tuple[bytes, str, bool, str]]:
@@ -62,7 +73,7 @@ def drawn(dataset: ImageDataset, positions: list[int]) -> list[tuple[bytes, str,
 
 def varied(folder: Path, seed: int = 1) -> ImageDataset:
     images = some_files(folder, 6)
-    return ImageDataset(images, [], resolution=RESOLUTION, seed=seed, random_flip=True, proportion_empty_prompts=0.3)
+    return ImageDataset(images, [], Crops(RESOLUTION, seed, random_flip=True, proportion_empty_prompts=0.3))
 
 
 def test_a_sample_is_the_same_in_any_order_and_after_any_other(tmp_path: Path) -> None:
@@ -120,7 +131,7 @@ def test_each_epoch_shows_every_training_image_once_and_no_held_out_one(dataset:
 def test_pixels_are_the_crop_that_the_source_names(tmp_path: Path, shape: tuple[int, int], center_crop: bool) -> None:
     path = write(tmp_path / "a.png", 0, shape)
     image = ImageFile(path, "a", "", tmp_path)
-    dataset = ImageDataset([image], [], resolution=RESOLUTION, seed=3, center_crop=center_crop)
+    dataset = ImageDataset([image], [], Crops(RESOLUTION, 3, center_crop=center_crop))
     origins = set()
     for position in range(40):
         sample = dataset.sample(position)
@@ -145,7 +156,7 @@ def test_images_are_mirrored_left_right_and_only_when_asked(tmp_path: Path) -> N
     image = ImageFile(path, "a", "", tmp_path)
     upright = expected_crop(path, (0, 0))
     mirrored = 0
-    dataset = ImageDataset([image], [], resolution=RESOLUTION, seed=3, random_flip=True)
+    dataset = ImageDataset([image], [], Crops(RESOLUTION, 3, random_flip=True))
     for position in range(200):
         sample = dataset.sample(position)
         assert sample.pixels.flags.c_contiguous
@@ -153,14 +164,14 @@ def test_images_are_mirrored_left_right_and_only_when_asked(tmp_path: Path) -> N
         assert sum(found) == 1
         mirrored += found[1]
     assert 70 < mirrored < 130  # 4 standard deviations
-    plain = ImageDataset([image], [], resolution=RESOLUTION, seed=3)
+    plain = ImageDataset([image], [], Crops(RESOLUTION, 3))
     assert all(np.allclose(plain.sample(position).pixels, upright, atol=1e-6) for position in range(20))
 
 
 @pytest.mark.parametrize("proportion", [0.0, 0.25, 1.0])
 def test_a_proportion_of_the_samples_has_no_words(tmp_path: Path, proportion: float) -> None:
     images = some_files(tmp_path, 2)
-    dataset = ImageDataset(images, [], resolution=RESOLUTION, seed=1, proportion_empty_prompts=proportion)
+    dataset = ImageDataset(images, [], Crops(RESOLUTION, 1, proportion_empty_prompts=proportion))
     empty = np.mean([dataset.sample(position).caption == "" for position in range(400)])
     assert abs(empty - proportion) <= 4 * np.sqrt(proportion * (1 - proportion) / 400)
     assert dataset.captions == ("number 0", "number 1")
@@ -171,13 +182,14 @@ def test_held_out_pixels_are_the_middles_of_evenly_spaced_images_by_caption(tmp_
     dotted = [ImageFile(write(folder / f"d{i}.png", i), "dotted", "", folder) for i in range(6)]
     lined = [ImageFile(write(folder / f"l{i}.png", 10 + i), "lined", "", folder) for i in range(2)]
     plain = [ImageFile(write(folder / "p.png", 20), "plain", "", folder)]
-    dataset = ImageDataset([*dotted, *plain], [*dotted[:4], *lined], resolution=RESOLUTION, seed=1, random_flip=True)
+    judged = [ImageFile(write(folder / f"e{i}.png", 30 + i), "dotted", "", folder) for i in range(4)]
+    dataset = ImageDataset([*dotted, *plain], [*judged, *lined], Crops(RESOLUTION, 1, random_flip=True))
     held_out = dataset.held_out_pixels(3)
     assert {caption: pixels.shape for caption, pixels in held_out.items()} == {
         "dotted": (3, 3, RESOLUTION, RESOLUTION),
         "lined": (2, 3, RESOLUTION, RESOLUTION),
     }
-    for pixels, image in zip(held_out["dotted"], (dotted[0], dotted[2], dotted[3]), strict=True):
+    for pixels, image in zip(held_out["dotted"], (judged[0], judged[2], judged[3]), strict=True):
         np.testing.assert_allclose(pixels, expected_crop(image.path, (0, 2)), atol=1e-6)
     training = dataset.training_pixels(2)
     assert list(training) == ["dotted", "plain"]
@@ -188,7 +200,7 @@ def test_held_out_pixels_are_the_middles_of_evenly_spaced_images_by_caption(tmp_
 
 
 def test_without_held_out_images_there_are_none(tmp_path: Path) -> None:
-    dataset = ImageDataset(some_files(tmp_path, 2), [], resolution=RESOLUTION, seed=1)
+    dataset = ImageDataset(some_files(tmp_path, 2), [], Crops(RESOLUTION, 1))
     assert dataset.held_out_pixels(4) == {}
     assert dataset.um_per_px is None
     assert dataset.grey_values == {}
@@ -196,20 +208,21 @@ def test_without_held_out_images_there_are_none(tmp_path: Path) -> None:
 
 def test_the_manifest_says_files_hashes_split_and_counts(tmp_path: Path) -> None:
     small = ImageFile(write(tmp_path / "woven" / "s.png", 50, (5, 30)), "", "woven", tmp_path)
-    twin = ImageFile(write(tmp_path / "woven" / "t.png", 1), "twin", "woven", tmp_path)
+    judged = ImageFile(write(tmp_path / "woven" / "t.png", 51), "", "woven", tmp_path)
+    twin = ImageFile(write(tmp_path / "woven" / "u.png", 1), "twin", "woven", tmp_path)
     images = some_files(tmp_path, 3, "dotted")
-    dataset = ImageDataset([*images, small], [twin], resolution=RESOLUTION, seed=4, center_crop=True, name="mine")
+    dataset = ImageDataset([*images, small, twin], [judged], Crops(RESOLUTION, 4, center_crop=True), name="mine")
     manifest = dataset.manifest()
     assert manifest == json.loads(json.dumps(manifest))
     assert manifest["labels"] == {
         "dotted": {"training": 3, "held_out": 0},
-        "woven": {"training": 1, "held_out": 1},
+        "woven": {"training": 2, "held_out": 1},
     }
     assert manifest["held_out"] == [
         {
             "file": "woven/t.png",
-            "sha256": hashlib.sha256(twin.path.read_bytes()).hexdigest(),
-            "caption": "twin",
+            "sha256": hashlib.sha256(judged.path.read_bytes()).hexdigest(),
+            "caption": "",
             "label": "woven",
         }
     ]
@@ -218,11 +231,12 @@ def test_the_manifest_says_files_hashes_split_and_counts(tmp_path: Path) -> None
         "dotted/1.png",
         "dotted/2.png",
         "woven/s.png",
+        "woven/u.png",
     ]
-    expected = {"num_images": 4, "num_enlarged": 1, "num_without_caption": 1, "num_duplicates": 1, "seed": 4}
+    expected = {"num_images": 5, "num_enlarged": 1, "num_without_caption": 2, "num_duplicates": 1, "seed": 4}
     assert {key: manifest[key] for key in expected} == expected
     assert (manifest["name"], manifest["resolution_px"], manifest["um_per_px"]) == ("mine", RESOLUTION, None)
-    other = ImageDataset([*images, small], [], resolution=RESOLUTION, seed=4, center_crop=True, name="mine")
+    other = ImageDataset([*images, small], [], Crops(RESOLUTION, 4, center_crop=True), name="mine")
     assert manifest_hash(other.manifest()) != manifest_hash(manifest)
 
 
@@ -230,14 +244,14 @@ def test_the_manifest_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -
     hashes = set()
     for place in ("here", "there"):
         some_files(tmp_path / place / "mine", 6)
-        dataset = build_image_dataset(tmp_path / place / "mine", resolution=RESOLUTION, seed=1)
+        dataset = build_image_dataset(tmp_path / place / "mine", Crops(RESOLUTION, 1))
         hashes.add(manifest_hash(dataset.manifest()))
     assert len(hashes) == 1
 
 
 def test_a_file_that_changes_after_the_check_is_refused(tmp_path: Path) -> None:
     images = some_files(tmp_path, 1)
-    dataset = ImageDataset(images, [], resolution=RESOLUTION, seed=1)
+    dataset = ImageDataset(images, [], Crops(RESOLUTION, 1))
     write(images[0].path, 99)
     with pytest.raises(DataError, match=r"0\.png: has changed since it was checked"):
         dataset.sample(0)
@@ -246,7 +260,7 @@ def test_a_file_that_changes_after_the_check_is_refused(tmp_path: Path) -> None:
 def test_a_strip_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     strip = ImageFile(write(tmp_path / "strip.png", 1, (1, 9000)), "", "", tmp_path)
     with pytest.raises(DataError, match=r"strip\.png: its 1 x 9000 px would become 512 x 4608000 px"):
-        ImageDataset([strip], [], resolution=512, seed=1)
+        ImageDataset([strip], [], Crops(512, 1))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +277,7 @@ def test_a_strip_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(tmp_path: Path, setting: str, value: float, option: str) -> None:
     some_files(tmp_path, 1)
     with pytest.raises(SettingsError, match=option):
-        build_image_dataset(tmp_path, **{"resolution": RESOLUTION, "seed": 1, setting: value})  # type: ignore[arg-type]
+        from_folder(tmp_path, **{setting: value})
 
 
 def test_every_file_that_cannot_be_used_is_named_before_training(tmp_path: Path) -> None:
@@ -272,7 +286,7 @@ def test_every_file_that_cannot_be_used_is_named_before_training(tmp_path: Path)
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.webp").touch()
     with pytest.raises(DataError) as caught:
-        build_image_dataset(tmp_path, resolution=RESOLUTION, seed=1)
+        build_image_dataset(tmp_path, Crops(RESOLUTION, 1))
     assert caught.value.where == f"{tmp_path}: 3 of 6 images cannot be used"
     assert [problem.split(": ")[0] for problem in caught.value.problems] == ["cut.png", "empty.webp", "text.jpg"]
     assert [part in str(caught.value) for part in ("cannot be decoded", "is empty", "no image of the")] == [True] * 3
@@ -282,7 +296,7 @@ def test_a_folder_of_classes_is_split_per_class_and_limited_evenly(tmp_path: Pat
     for start, (label, number) in enumerate({"banded": 10, "dotted": 5, "woven": 4}.items()):
         for i in range(number):
             write(tmp_path / label / f"{i}.png", 100 * start + i)
-    dataset = build_image_dataset(tmp_path, resolution=RESOLUTION, seed=1)
+    dataset = build_image_dataset(tmp_path, Crops(RESOLUTION, 1))
     assert dataset.manifest()["labels"] == {
         "banded": {"training": 8, "held_out": 2},
         "dotted": {"training": 4, "held_out": 1},
@@ -296,7 +310,7 @@ def test_a_folder_of_classes_is_split_per_class_and_limited_evenly(tmp_path: Pat
         return [image.name for image in side if image.label == label]
 
     for number in (3, 8, 99):
-        limited = build_image_dataset(tmp_path, resolution=RESOLUTION, seed=2, images_per_class=number)
+        limited = build_image_dataset(tmp_path, Crops(RESOLUTION, 2), images_per_class=number)
         assert limited.held_out == dataset.held_out  # the seed of a run does not change what it is judged by
         for label, size in (("banded", 8), ("dotted", 4), ("woven", 4)):
             chosen, everything = names(limited.training, label), names(dataset.training, label)
@@ -304,7 +318,7 @@ def test_a_folder_of_classes_is_split_per_class_and_limited_evenly(tmp_path: Pat
             places = [everything.index(name) for name in chosen]
             assert places == sorted(places)
             assert len(set(np.diff(places))) <= 2
-    none = build_image_dataset(tmp_path, resolution=RESOLUTION, seed=1, held_out_fraction=0)
+    none = build_image_dataset(tmp_path, Crops(RESOLUTION, 1), held_out_fraction=0)
     assert (len(none), none.held_out) == (19, ())
 
 
@@ -366,7 +380,7 @@ def test_what_is_held_out_stays_so_under_another_name(tmp_path: Path) -> None:
         (tmp_path / "second").mkdir(exist_ok=True)
         (tmp_path / "second" / f"{image.path.stem[::-1]}z.png").write_bytes(image.content())
     contents = [
-        {image.sha256 for image in build_image_dataset(tmp_path / place, resolution=RESOLUTION, seed=seed).held_out}
+        {image.sha256 for image in build_image_dataset(tmp_path / place, Crops(RESOLUTION, seed)).held_out}
         for seed, place in enumerate(("first", "second"))
     ]
     assert len(contents[0]) == 2
@@ -377,7 +391,7 @@ def test_identical_files_are_on_the_same_side(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path / f"{i}.png", i)
         write(tmp_path / f"copy {i}.png", i)
-    dataset = build_image_dataset(tmp_path, resolution=RESOLUTION, seed=1, held_out_fraction=0.3)
+    dataset = build_image_dataset(tmp_path, Crops(RESOLUTION, 1), held_out_fraction=0.3)
     assert len(dataset.held_out) == 4
     assert not {image.sha256 for image in dataset.training} & {image.sha256 for image in dataset.held_out}
     assert dataset.manifest()["num_duplicates"] == 6
@@ -390,6 +404,146 @@ def test_a_checked_image_is_not_decoded_again(tmp_path: Path, monkeypatch: pytes
     assert check_images(checked) == checked
 
 
+def test_training_images_that_are_held_out_too_are_left_out_and_told(tmp_path: Path) -> None:
+    images = some_files(tmp_path, 4)
+    copy = ImageFile(write(tmp_path / "copy.png", 2), "copy", "", tmp_path)
+    dataset = ImageDataset(images, [copy], Crops(RESOLUTION, 1), split="official")
+    assert [image.name for image in dataset.training] == ["0.png", "1.png", "3.png"]
+    assert dataset.manifest()["num_withheld"] == 1
+    assert dataset.notes == (
+        "split       official: 3 images are trained on, 1 held out, 1 training images left out as copies of held-out "
+        "ones",
+    )
+    with pytest.raises(DataError, match="every training image is held out too"):
+        ImageDataset(images[2:3], [copy], Crops(RESOLUTION, 1))
+
+
+SHAPES = {"wide": (8, 21), "tall": (30, 16), "square": (9, 9), "strip": (4, 60), "twice": (16, 33)}
+
+
+def of_all_shapes(folder: Path) -> list[ImageFile]:
+    """Return 13 pictures: 5 wide, 3 tall, 2 square, 1 strip, 2 twice as wide as high."""
+    numbers = {"wide": 5, "tall": 3, "square": 2, "strip": 1, "twice": 2}
+    names = [(name, i) for name, number in numbers.items() for i in range(number)]
+    return [
+        ImageFile(write(folder / f"{name}{i}.png", seed, SHAPES[name]), name, "", folder)
+        for seed, (name, i) in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_with_buckets_every_micro_batch_has_one_size_and_every_image_is_shown(tmp_path: Path, micro_batch: int) -> None:
+    images = of_all_shapes(tmp_path)
+    dataset = ImageDataset(images, [], Crops(16, 1, random_flip=True, bucket_batch=micro_batch))
+    for epoch in range(2):
+        samples = [dataset.sample(epoch * len(dataset) + offset) for offset in range(len(dataset))]
+        assert {sample.source.split(" @ ")[0] for sample in samples} == {image.name for image in images}
+        for start in range(0, len(samples), micro_batch):
+            assert len({sample.pixels.shape for sample in samples[start : start + micro_batch]}) == 1
+    shapes = {sample.caption: sample.pixels.shape[1:] for sample in samples}
+    assert all(rows * columns <= 16 * 16 for rows, columns in shapes.values())
+    assert set(shapes.values()) == set(dataset._order.sizes)  # type: ignore[attr-defined]
+    assert shapes["wide"] == (8, 24)
+    assert shapes["square"] == (16, 16)
+    manifest: dict = dataset.manifest()
+    assert manifest["num_images"] == 13
+    buckets = manifest["aspect_buckets"]
+    assert buckets["epoch_positions"] == len(dataset) == 13 + buckets["num_repeats"]
+    assert f"{buckets['num_repeats']} of them repeats" in "".join(dataset.notes)
+    assert "judged as squares of 16 px" in "".join(dataset.notes)
+
+
+def test_a_bucketed_image_is_resized_by_the_one_factor_that_covers_its_bucket(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", 3, (24, 90))
+    dataset = ImageDataset([ImageFile(path, "a", "", tmp_path)], [], Crops(16, 1, bucket_batch=1))
+    whole = np.moveaxis(resized(read_image(path), 9) * 2 - 1, -1, 0)  # 32 of 90 columns are 8.53 of 24 rows
+    assert whole.shape == (3, 9, 34)
+    for position in range(12):
+        sample = dataset.sample(position)
+        row, column = (int(part) for part in sample.source.split(" @ ")[1].strip("()").split(","))
+        np.testing.assert_allclose(sample.pixels, whole[:, row : row + 8, column : column + 32], atol=1e-6)
+
+
+def test_buckets_change_what_is_trained_on_and_not_what_is_judged(tmp_path: Path) -> None:
+    images = of_all_shapes(tmp_path)
+    plain, bucketed = (ImageDataset(images[3:], images[:3], Crops(16, 1, bucket_batch=batch)) for batch in (None, 2))
+    assert {plain.sample(position).pixels.shape for position in range(len(plain))} == {(3, 16, 16)}
+    assert len({bucketed.sample(position).pixels.shape for position in range(len(bucketed))}) > 2
+    assert plain.resolution == bucketed.resolution == 16
+    for one, other in (
+        (plain.held_out_pixels(4), bucketed.held_out_pixels(4)),
+        (plain.training_pixels(4), bucketed.training_pixels(4)),
+    ):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[caption], other[caption]) for caption in one)
+    assert plain.manifest()["aspect_buckets"] is None
+    assert manifest_hash(plain.manifest()) != manifest_hash(bucketed.manifest())
+
+
+def test_bucketed_samples_are_the_same_in_another_process(tmp_path: Path) -> None:
+    dataset = ImageDataset(of_all_shapes(tmp_path), [], Crops(16, 1, random_flip=True, bucket_batch=2))
+    positions = [0, 700, 3, 100_000]
+    with get_context("spawn").Pool(1) as pool:
+        assert pool.apply(drawn, (dataset, positions)) == drawn(dataset, positions)
+
+
+def test_a_resolution_that_no_bucket_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--aspect_buckets: .* multiples of 8 px.*found 7"):
+        ImageDataset(some_files(tmp_path, 1), [], Crops(7, 1, bucket_batch=2))
+
+
+def grouped(folder: Path, groups: list[str], place: str = "{group}/{i}.png") -> None:
+    """Write one picture for each name in groups, with a metadata.jsonl that says them."""
+    rows = []
+    for i, group in enumerate(groups):
+        name = place.format(i=i, group=group)
+        write(folder / name, i)
+        rows.append({"file_name": name, "text": f"caption {i % 2}", **({"group": group} if group else {})})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def sides(dataset: ImageDataset) -> list[set[str]]:
+    return [{image.name.split("/")[0] for image in side} for side in (dataset.training, dataset.held_out)]
+
+
+def test_a_group_of_the_metadata_is_not_split(tmp_path: Path) -> None:
+    grouped(tmp_path / "ours", [f"specimen {i // 4}" for i in range(40)], place="{i}.png")
+    dataset = from_folder(tmp_path / "ours", held_out_fraction=0.3)
+    specimens = [
+        {int(image.name.split(".")[0]) // 4 for image in side} for side in (dataset.training, dataset.held_out)
+    ]
+    assert specimens[0] | specimens[1] == set(range(10))
+    assert not specimens[0] & specimens[1]
+    assert len(specimens[1]) == 3
+    assert "split       random, by group, 10 of them: 28 images are trained on, 12 held out" in dataset.notes
+    plain = tmp_path / "plain"
+    grouped(plain, [""] * 40, place="{i}.png")
+    assert "each image by itself" in from_folder(plain).notes[0]
+
+
+def test_a_folder_or_a_label_is_held_out_whole_where_asked(tmp_path: Path) -> None:
+    for i in range(40):
+        write(tmp_path / f"class{i // 8}" / f"{i}.png", i)
+    by_image = sides(from_folder(tmp_path))
+    assert by_image == [{f"class{i}" for i in range(5)}] * 2
+    for split_by in ("folder", "label"):
+        training, held_out = sides(from_folder(tmp_path, split_by=split_by))
+        assert (len(training), len(held_out)) == (4, 1)
+        assert not training & held_out
+    flat = tmp_path / "class0"
+    with pytest.raises(SettingsError, match=r"--split_by folder: all images of .* have the same folder"):
+        from_folder(flat, split_by="folder")
+
+
+def test_what_is_no_image_is_told(tmp_path: Path) -> None:
+    some_files(tmp_path, 2)
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / ".directory").touch()
+    assert from_folder(tmp_path).notes[0] == (
+        "ignored     files that are neither images nor captions (2): .directory, notes.md"
+    )
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that `datasets` understands, three classes of six, and a cache beside it; nothing asks a network."""
@@ -400,7 +554,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     rows = []
     for i in range(6):
         write(folder / "captions" / "train" / f"{i}.png", i)
-        rows.append({"file_name": f"{i}.png", "text": f" number {i} ", "number": i})
+        rows.append({"file_name": f"{i}.png", "text": f" number {i} ", "number": i, "half": f"half {i // 3}"})
     (folder / "captions" / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     datasets = pytest.importorskip("datasets")
     with pytest.MonkeyPatch.context() as patch:
@@ -416,14 +570,14 @@ def from_hub(name: Path | str, **options: object) -> ImageDataset:
         "split": "train",
         "image_column": "image",
         "caption_column": "label",
-        "resolution": RESOLUTION,
-        "seed": 1,
     }
-    return build_hub_dataset(str(name), **{**defaults, **options})  # type: ignore[arg-type]
+    of_crops = {"resolution": RESOLUTION, "seed": 1} | {k: v for k, v in options.items() if k in CROP_SETTINGS}
+    others = defaults | {k: v for k, v in options.items() if k not in CROP_SETTINGS}
+    return build_hub_dataset(str(name), Crops(**of_crops), **others)  # type: ignore[arg-type]
 
 
 def test_a_hub_dataset_of_classes_equals_the_same_folder(hub: Path) -> None:
-    ours = build_image_dataset(hub / "classes" / "train", resolution=RESOLUTION, seed=1)
+    ours = build_image_dataset(hub / "classes" / "train", Crops(RESOLUTION, 1))
     theirs = from_hub(hub / "classes")
     assert theirs.captions == ours.captions == ("banded", "dotted", "woven")
     assert [image.sha256 for image in theirs.training] == [image.sha256 for image in ours.training]
@@ -434,6 +588,14 @@ def test_a_hub_dataset_of_classes_equals_the_same_folder(hub: Path) -> None:
         np.testing.assert_array_equal(mine.pixels, other.pixels)
         assert mine.caption == other.caption
         assert other.source.startswith("train[")
+
+
+def test_rows_of_one_group_are_on_the_same_side(hub: Path) -> None:
+    dataset = from_hub(hub / "captions", caption_column="text", group_column="half", held_out_fraction=0.4)
+    indices = [{int(image.name.split("[")[1][:-1]) for image in side} for side in (dataset.training, dataset.held_out)]
+    assert sorted(map(sorted, indices)) == [[0, 1, 2], [3, 4, 5]]
+    loose = from_hub(hub / "captions", caption_column="text", group_column="number", held_out_fraction=0.4)
+    assert (len(loose.training), len(loose.held_out)) == (4, 2)
 
 
 def test_a_hub_dataset_of_captions_says_them(hub: Path) -> None:
@@ -460,6 +622,8 @@ def test_a_hub_dataset_of_captions_says_them(hub: Path) -> None:
             "--image_column: the column 'label' holds Class.*expected images",
         ),
         ("captions", {"caption_column": "image"}, "--caption_column: the column 'image' holds Image.*expected text"),
+        ("captions", {"group_column": "image"}, "--group_column: the column 'image' holds Image.*expected text"),
+        ("captions", {"group_column": "specimen"}, "--group_column: .* has no column 'specimen'"),
         ("captions", {"caption_column": "number"}, "--caption_column: the column 'number' holds Value.*expected text"),
         ("classes", {"split": "test"}, 'split test.* cannot be used: Unknown split "test"'),
         ("classes", {"config": "large"}, "configuration large.* cannot be used: .*large"),

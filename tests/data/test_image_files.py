@@ -345,3 +345,15 @@ def test_the_order_is_total_and_counts(names: list[str]) -> None:
     numbers = [Path(f"x{number}") for number in range(119, -1, -7)]
     numbers.sort(key=_natural)
     assert numbers == [Path(f"x{number}") for number in range(0, 120, 7)]
+
+
+def test_a_row_may_name_a_group(tmp_path: Path) -> None:
+    rows = [{"group": "coupon 3"}, {"group": 7}, {}]
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+    text = "".join(json.dumps({"file_name": f"{i}.png", "text": "a", **row}) + "\n" for i, row in enumerate(rows))
+    (tmp_path / "metadata.jsonl").write_text(text)
+    assert [image.group for image in find_images(tmp_path)] == ["coupon 3", "7", ""]
+    (tmp_path / "metadata.jsonl").write_text(text.replace("7", "[7]"))
+    with pytest.raises(DataError, match=r"metadata\.jsonl:2: found group \[7\], expected text or a whole number"):
+        find_images(tmp_path)

@@ -12,7 +12,9 @@ from data.splits import (
     DECORRELATED,
     SMALLEST_GAP_PX,
     Block,
+    effective_sample_size,
     manifest_hash,
+    slice_autocorrelation,
     slice_axes,
     slice_correlation,
     split_volume,
@@ -196,3 +198,52 @@ def test_the_manifest_is_plain_json_and_its_hash_tells_splits_apart() -> None:
     assert manifest_hash(manifest) == manifest_hash(dict(reversed(manifest.items())))
     assert manifest_hash(manifest) != manifest_hash(split_volume(volume, smallest_px=40).manifest())
     assert len(manifest_hash(manifest)) == 32
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_autocorrelation_leaves_out_what_all_slices_share(axis: int) -> None:
+    # each slice is the mean of 8 neighbours of noise, on layers that every slice shows: 1 - lag / 8 and then nothing
+    moving = np.lib.stride_tricks.sliding_window_view(noise((24, 24, 407)), 8, axis=2).mean(axis=3)
+    layers = 5 * np.random.default_rng(1).random((24, 24, 1))
+    voxels = np.moveaxis(moving + layers, 2, axis)
+    curve = slice_autocorrelation(voxels, axis)
+    assert len(curve) == 399
+    np.testing.assert_allclose(curve[:12], np.maximum(0, 1 - np.arange(1, 13) / 8), atol=0.03)
+    assert min(slice_correlation(voxels, axis, max_lag=20)) > 0.9
+    assert effective_sample_size(curve, 400) == pytest.approx(400 / 8, rel=0.1)
+
+
+def test_slices_that_do_not_differ_are_worth_one() -> None:
+    copies = np.repeat(noise((6, 6, 1)), 30, axis=2)
+    assert slice_autocorrelation(copies, 2) == (1.0,) * 29
+    assert effective_sample_size(slice_autocorrelation(copies, 2), 30) == 1
+    copies[0, 0, 3] = np.nan
+    assert np.isfinite(slice_autocorrelation(copies, 2)).all()
+
+
+@pytest.mark.parametrize("coefficient", [0.2, 0.5, 0.9])
+def test_the_effective_size_of_an_autoregressive_sequence_is_the_known_one(coefficient: float) -> None:
+    # rho_k = a^k, whose sum is a / (1 - a): n (1 - a) / (1 + a)
+    curve = coefficient ** np.arange(1, 400)
+    assert effective_sample_size(curve.tolist(), 1000) == pytest.approx(1000 * (1 - coefficient) / (1 + coefficient))
+
+
+@pytest.mark.parametrize(
+    ("correlation", "num_slices", "expected"),
+    [
+        ((), 7, 7.0),
+        ((-0.3, 0.9, 0.9), 7, 7.0),  # what follows the first value below zero is a period that comes back
+        ((0.5, 0.25, 0.0, 0.9), 10, 10 / 2.5),
+        ((1.0,) * 100, 50, 1.0),  # copies of one slice
+        ((0.5, 0.5, 0.5), 2, 1.0),  # two slices are one step apart at most
+        ((0.5,), 1, 1.0),
+        ((0.5,), 0, 0.0),
+    ],
+)
+def test_only_the_first_positive_lags_count(correlation: tuple[float, ...], num_slices: int, expected: float) -> None:
+    assert effective_sample_size(correlation, num_slices) == pytest.approx(expected)
+
+
+def test_the_voxels_of_a_block_are_those_between_its_bounds() -> None:
+    volume = numbered((5, 6, 7))
+    np.testing.assert_array_equal(Block(((1, 4), (2, 6), (3, 5))).voxels(volume), volume.voxels[1:4, 2:6, 3:5])

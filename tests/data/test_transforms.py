@@ -29,26 +29,39 @@ def numbered(rows: int, columns: int) -> np.ndarray:
 def test_every_crop_lies_inside_its_image(rows: int, columns: int, crop_px: int, position: int) -> None:
     shape = (rows + crop_px - 1, columns + crop_px - 1)
     image = numbered(*shape)
-    for origin in (random_crop_origin(shape, crop_px, seed=1, position=position), center_crop_origin(shape, crop_px)):
-        cut = crop(image, origin, crop_px)
+    for origin in (
+        random_crop_origin(shape, (crop_px, crop_px), seed=1, position=position),
+        center_crop_origin(shape, (crop_px, crop_px)),
+    ):
+        cut = crop(image, origin, (crop_px, crop_px))
         assert cut.shape == (crop_px, crop_px)
         assert cut[0, 0] == origin[0] * shape[1] + origin[1]
         assert cut[-1, -1] == (origin[0] + crop_px - 1) * shape[1] + origin[1] + crop_px - 1
 
 
+def test_crops_need_not_be_square() -> None:
+    image = numbered(6, 9)
+    origins = {random_crop_origin((6, 9), (4, 8), seed=0, position=p) for p in range(200)}
+    assert origins == {(row, column) for row in range(3) for column in range(2)}
+    assert center_crop_origin((6, 9), (4, 8)) == (1, 0)
+    np.testing.assert_array_equal(crop(image, (2, 1), (4, 8)), image[2:6, 1:9])
+    with pytest.raises(AssertionError, match=r"a crop of \(4, 10\) px does not fit \(6, 9\) px"):
+        center_crop_origin((6, 9), (4, 10))
+
+
 def test_random_crops_reach_every_place_that_fits() -> None:
-    origins = {random_crop_origin((6, 5), 3, seed=0, position=p) for p in range(400)}
+    origins = {random_crop_origin((6, 5), (3, 3), seed=0, position=p) for p in range(400)}
     assert origins == {(row, column) for row in range(4) for column in range(3)}
 
 
 def test_a_center_crop_leaves_equal_margins() -> None:
-    assert center_crop_origin((10, 7), 4) == (3, 1)
+    assert center_crop_origin((10, 7), (4, 4)) == (3, 1)
 
 
 def test_a_crop_depends_on_seed_and_position_only() -> None:
-    first = [random_crop_origin((90, 90), 8, seed=1, position=p) for p in range(20)]
-    assert first == [random_crop_origin((90, 90), 8, seed=1, position=p) for p in reversed(range(20))][::-1]
-    assert first != [random_crop_origin((90, 90), 8, seed=2, position=p) for p in range(20)]
+    first = [random_crop_origin((90, 90), (8, 8), seed=1, position=p) for p in range(20)]
+    assert first == [random_crop_origin((90, 90), (8, 8), seed=1, position=p) for p in reversed(range(20))][::-1]
+    assert first != [random_crop_origin((90, 90), (8, 8), seed=2, position=p) for p in range(20)]
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 12))
@@ -59,7 +72,7 @@ def test_tiles_fill_an_image_without_overlap(rows: int, columns: int, crop_px: i
     assert len(origins) == (rows // crop_px) * (columns // crop_px)
     covered = np.zeros((rows, columns), int)
     for origin in origins:
-        view = crop(covered, origin, crop_px)
+        view = crop(covered, origin, (crop_px, crop_px))
         view += 1
     assert covered.max(initial=0) <= 1
     assert covered.sum() == len(origins) * crop_px**2

@@ -1,0 +1,1 @@
+"""What is in training data and what is wrong with it: the parts of data/check.py."""

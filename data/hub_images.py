@@ -1,0 +1,121 @@
+"""Pictures of a Hugging Face dataset, as they are encoded: by name on the hub, or from a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError, SettingsError
+from data.exits import DISK_ERRORS
+from data.image_files import text_problems
+from data.images import read_content
+
+
+@dataclass(frozen=True, eq=False)
+class HubImage:
+    """One row of a Hugging Face dataset whose image column is not decoded by it."""
+
+    rows: Any
+    index: int
+    column: str
+    name: str
+    caption: str
+    label: str
+    group: str = ""
+
+    def content(self) -> bytes:
+        """Return the bytes that the row holds, or those of the file it names."""
+        image = self.rows[self.index][self.column]
+        if image is None or not (image["bytes"] or image["path"]):
+            raise DataError(self.name, f"has no image in the column {self.column}. Fill it, or leave the row out.")
+        return image["bytes"] or read_content(Path(image["path"]))
+
+
+def hub_images(
+    name: str, config: str | None, split: str, image_column: str, caption_column: str, group_column: str | None
+) -> list[HubImage]:
+    """Return the rows of a dataset as pictures; none is decoded.
+
+    group_column: text, a class or a whole number, equal in rows that stay on one side of a split; None for none.
+    Raises SettingsError for a dataset, split or column that is not there and for a hub that cannot be reached,
+    DataError with every row that cannot be used.
+    """
+    import datasets
+
+    rows = _load(name, config, split)
+    _check_columns(name, rows.features, image_column, caption_column, group_column)
+    if not len(rows):
+        raise DataError(name, f"the split {split} has no rows. Choose another split.")
+    groups = [None] * len(rows) if group_column is None else rows[group_column]
+    rows = rows.select_columns([image_column, caption_column])
+    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    kind = rows.features[caption_column]
+    is_class = isinstance(kind, datasets.ClassLabel)
+    images, problems = [], []
+    for index, (caption, group) in enumerate(zip(rows[caption_column], groups, strict=True)):
+        where = f"{split}[{index}]"
+        if caption is None or (is_class and caption < 0) or (not is_class and not caption.strip()):
+            problems.append(f"{where}: has no {caption_column}. Fill it, or leave the row out.")
+            continue
+        text = kind.int2str(caption) if is_class else caption.strip()
+        problems += [f"{where}: {problem}" for problem in text_problems(text, caption_column)]
+        label = text if is_class else ""
+        images.append(HubImage(rows, index, image_column, where, text, label, "" if group is None else str(group)))
+    if problems:
+        raise DataError(name, *problems)
+    return images
+
+
+def _load(name: str, config: str | None, split: str) -> Any:
+    import datasets
+
+    where = f"{name} (configuration {config}, split {split})"
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except MemoryError:
+        raise
+    except (ConnectionError, TimeoutError) as error:
+        raise SettingsError(
+            where,
+            f"could not be fetched: {_first_line(error)}. Check its name, the network and HF_HUB_OFFLINE, or give a "
+            "folder on this machine.",
+        ) from error
+    except Exception as error:  # of the library, of the hub's client and of every reader below them
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        raise SettingsError(where, f"cannot be used: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _check_columns(name: str, features: Any, image_column: str, caption_column: str, group_column: str | None) -> None:
+    import datasets
+
+    problems = []
+    wanted = [
+        ("--image_column", image_column, (datasets.Image,), "images"),
+        ("--caption_column", caption_column, (datasets.ClassLabel, datasets.Value), "text or a class"),
+    ]
+    if group_column is not None:
+        wanted.append(("--group_column", group_column, (datasets.ClassLabel, datasets.Value), "text or whole numbers"))
+    for option, column, kinds, expected in wanted:
+        columns = f"Its columns: {', '.join(features)}."
+        if column not in features:
+            problems.append(f"{option}: {name} has no column {column!r}. {columns}")
+        elif not isinstance(features[column], kinds) or _holds_other(features[column], option == "--group_column"):
+            problems.append(f"{option}: the column {column!r} holds {features[column]}, expected {expected}. {columns}")
+    if problems:
+        raise SettingsError("dataset columns", *problems)
+
+
+def _holds_other(kind: Any, or_whole_numbers: bool) -> bool:
+    """Return whether a column holds plain values that are no text; a class has a number too, but also a name."""
+    import datasets
+
+    if not isinstance(kind, datasets.Value):
+        return False
+    return "string" not in kind.dtype and not (or_whole_numbers and "int" in kind.dtype)
