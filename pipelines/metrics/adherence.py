@@ -1,0 +1,259 @@
+"""Whether images show what their prompts say, by classifiers fitted on the user's own labelled real images.
+
+A classifier errs on real images, too: what is told is its accuracy on generated images over that on held-out real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.randomness import generator
+from pipelines.metrics.classifiers import Classifier, NearestCentroid, NearestNeighbours, ShrinkageLDA
+from pipelines.metrics.distances import Estimate, bootstrap_interval
+from pipelines.metrics.estimates import ratio, share, written
+from pipelines.metrics.inputs import check_widths, checked_features
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features (N, D) with one label of one attribute each: the state, the view, the class."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, by_label: Mapping[str, np.ndarray]) -> Labelled:
+        """Return the features of every label, (N_label, D) each, one after another."""
+        groups = [checked_features(features, label) for label, features in by_label.items()]
+        check_widths(**dict(zip(by_label, groups, strict=True)))
+        return cls(np.concatenate(groups), np.repeat(list(by_label), [len(group) for group in groups]))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier of one attribute, with how well it names real images that it was not fitted on.
+
+    kind: which classifier was the best. real: bool (N,), right on each held-out image. real_entropy: of its posterior
+    on these, (N,), 0 (certain) to 1 (all classes alike). candidates: accuracy of every kind on held-out images.
+    """
+
+    attribute: str
+    kind: str
+    classifier: Classifier
+    candidates: Mapping[str, float]
+    real: np.ndarray
+    real_entropy: np.ndarray
+    extractor_id: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels it knows, sorted."""
+        return tuple(str(label) for label in self.classifier.labels)
+
+
+def fit_head(attribute: str, training: Labelled, held_out: Labelled, *, extractor_id: str) -> Head:
+    """Return the classifier of an attribute that errs least on held-out real images.
+
+    Candidates, the first at a tie: linear discriminants with shrinkage, nearest centroid, three nearest neighbours.
+    The best of three on the images it is then judged by is a little optimistic, which makes the ratio to it cautious.
+    Raises DataError for one class only, a held-out label that is not among the training labels, and bad features.
+    """
+    known, asked = np.unique(training.labels), np.unique(held_out.labels)
+    problems = []
+    if len(known) < 2:
+        problems.append(f"found the one label {', '.join(known) or '(none)'}, expected two or more to tell apart.")
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        problems.append(f"held-out images have labels that no training image has: {', '.join(unknown)}.")
+    if problems:
+        raise DataError(f"labels of {attribute}", *problems)
+    features = checked_features(training.features, f"training images of {attribute}", at_least=2)
+    judged = checked_features(held_out.features, f"held-out images of {attribute}")
+    check_widths(training=features, held_out=judged)
+    fitted: dict[str, Classifier] = {}
+    if any(len(np.unique(features[training.labels == label], axis=0)) > 1 for label in known):
+        fitted["linear discriminants"] = ShrinkageLDA.fit(features, training.labels)
+    fitted["nearest centroid"] = NearestCentroid.fit(features, training.labels)
+    fitted["three nearest neighbours"] = NearestNeighbours.fit(features, training.labels)
+    right = {kind: each.predict(judged) == held_out.labels for kind, each in fitted.items()}
+    kind = max(right, key=lambda name: right[name].sum())
+    return Head(
+        attribute=attribute,
+        kind=kind,
+        classifier=fitted[kind],
+        candidates={name: float(each.mean()) for name, each in right.items()},
+        real=right[kind],
+        real_entropy=posterior_entropy(fitted[kind].posterior(judged)),
+        extractor_id=extractor_id,
+    )
+
+
+@dataclass(frozen=True)
+class Adherence:
+    """How often a classifier names the attribute that the prompt asked for.
+
+    accuracy, real_accuracy: on generated and on held-out real images. ratio: of the two; None where the classifier
+    names hardly any real image. confusion: (K, K), rows asked for, columns named. entropy, real_entropy: mean of the
+    posterior's, 0 to 1.
+    """
+
+    attribute: str
+    classes: tuple[str, ...]
+    kind: str
+    accuracy: Estimate
+    real_accuracy: Estimate
+    ratio: Estimate | None
+    confusion: np.ndarray
+    entropy: Estimate
+    real_entropy: Estimate
+    extractor_id: str
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What to print beside the numbers; () where there is nothing to warn of."""
+        chance = 1 / len(self.classes)
+        if self.real_accuracy.low <= chance:
+            named, left = self.real_accuracy.value, self.real_accuracy.num_images
+            return (f"the classifier names {named:.0%} of {left} real images, which chance may do ({chance:.0%})",)
+        return ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {
+            "attribute": self.attribute,
+            "classes": list(self.classes),
+            "classifier": self.kind,
+            "accuracy": written(self.accuracy),
+            "real_accuracy": written(self.real_accuracy),
+            "ratio": written(self.ratio),
+            "confusion": self.confusion.tolist(),
+            "entropy": written(self.entropy),
+            "real_entropy": written(self.real_entropy),
+            "extractor": self.extractor_id,
+            "caveats": list(self.caveats),
+        }
+
+
+def adherence(head: Head, generated: Labelled, *, seed: int = 0) -> Adherence:
+    """Return how the head names generated images against the labels that their prompts ask for.
+
+    Raises DataError for labels that the head does not know and bad features.
+    """
+    features = checked_features(generated.features, f"generated images of {head.attribute}")
+    unknown = sorted(set(np.unique(generated.labels).tolist()) - set(head.classes))
+    if unknown:
+        raise DataError(
+            f"prompts of {head.attribute}",
+            f"ask for {', '.join(unknown)}; real images are of {', '.join(head.classes)}.",
+        )
+    named = head.classifier.predict(features)
+    confusion = (generated.labels[:, None] == head.classifier.labels).T.astype(np.int64) @ (
+        named[:, None] == head.classifier.labels
+    )
+    accuracy = share(named == generated.labels, seed=seed, purpose="generated accuracy")
+    real_accuracy = share(head.real, seed=seed, purpose="real accuracy")
+    return Adherence(
+        attribute=head.attribute,
+        classes=head.classes,
+        kind=head.kind,
+        accuracy=accuracy,
+        real_accuracy=real_accuracy,
+        ratio=ratio(accuracy, real_accuracy),
+        confusion=confusion,
+        entropy=_mean(posterior_entropy(head.classifier.posterior(features)), seed),
+        real_entropy=_mean(head.real_entropy, seed),
+        extractor_id=head.extractor_id,
+    )
+
+
+def posterior_entropy(posterior: np.ndarray) -> np.ndarray:
+    """Return the entropy of each row of probabilities (N, K) over ln K, (N,): 0 is certain, 1 all classes alike."""
+    logs = np.log(posterior, out=np.zeros_like(posterior), where=posterior > 0)
+    return np.asarray(-(posterior * logs).sum(1) / np.log(posterior.shape[1]))
+
+
+def class_coverage(head: Head, features: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Return the entropy of the classes named in images of a prompt without any, over ln K: 1 is all as often.
+
+    features: (N, D), images of "a texture", say. Resampled over images, with the entropy's bias of
+    (classes - 1) / 2 N nats left in (G. Miller 1955).
+    """
+    features = checked_features(features, "class coverage")
+    named = head.classifier.predict(features)[:, None] == head.classifier.labels
+
+    def entropy(counts: np.ndarray) -> np.ndarray:
+        return posterior_entropy((counts @ named) / counts.sum(1, keepdims=True))
+
+    return bootstrap_interval(entropy, [len(features)], seed=seed)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The share of images of unrelated prompts that are taken for the concept.
+
+    tuned, base: of their images, same prompts and seeds. excess: tuned - base, paired by image.
+    """
+
+    tuned: Estimate
+    base: Estimate
+    excess: Estimate
+    extractor_id: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {
+            "tuned": written(self.tuned),
+            "base": written(self.base),
+            "excess": written(self.excess),
+            "extractor": self.extractor_id,
+        }
+
+
+CONCEPT, NOT_THE_CONCEPT = "the concept", "not the concept"
+
+
+def fit_leak_head(concept: np.ndarray, unrelated: np.ndarray, *, extractor_id: str, seed: int = 0) -> Head:
+    """Return the head that tells the concept's real images from the base's images of unrelated prompts.
+
+    concept: features (N, D) of real images. unrelated: features (M, D) of base images of the ring's prompts, with
+    seeds other than those that are then judged. Fitted on a random half of each and chosen on the other half.
+    Raises DataError for fewer than four images in a set.
+    """
+    halves: list[dict[str, np.ndarray]] = [{}, {}]
+    for name, features in ((CONCEPT, concept), (NOT_THE_CONCEPT, unrelated)):
+        rows = checked_features(features, name, at_least=4)
+        order = generator(seed, "leak", len(rows)).permutation(len(rows))
+        for half, part in zip(halves, np.array_split(order, 2), strict=True):
+            half[name] = rows[part]
+    return fit_head("leak", Labelled.of(halves[0]), Labelled.of(halves[1]), extractor_id=extractor_id)
+
+
+def leak_rate(
+    head: Head, tuned: np.ndarray, base: np.ndarray, *, concept: Sequence[str] = (CONCEPT,), seed: int = 0
+) -> Leak:
+    """Return the share of images of unrelated prompts that the head calls the concept, for the tuned and base model.
+
+    tuned, base: features (N, D), same prompts and seeds in the same order. concept: the labels that are the concept.
+    Raises DataError for sets of different sizes.
+    """
+    tuned, base = checked_features(tuned, "tuned images"), checked_features(base, "base images")
+    check_widths(tuned=tuned, base=base)
+    if len(tuned) != len(base):
+        raise DataError("leak rate", f"found {len(tuned)} tuned and {len(base)} base images, expected as many.")
+    is_concept = [np.isin(head.classifier.predict(each), list(concept)) for each in (tuned, base)]
+    excess = is_concept[0].astype(float) - is_concept[1]
+    return Leak(
+        tuned=share(is_concept[0], seed=seed, purpose="tuned leak"),
+        base=share(is_concept[1], seed=seed, purpose="base leak"),
+        excess=_mean(excess, seed),
+        extractor_id=head.extractor_id,
+    )
+
+
+def _mean(scores: np.ndarray, seed: int) -> Estimate:
+    return bootstrap_interval(lambda counts: counts @ scores / counts.sum(1), [len(scores)], seed=seed)

@@ -1,0 +1,189 @@
+"""What turns pictures into features: the embedded texture statistics, and networks whose weights are at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from data.errors import SettingsError
+from pipelines.metrics.inputs import checked_pictures
+from pipelines.metrics.texstat import TexStat, size_for
+
+TEXSTAT, TEXSTAT_GREY, INCEPTION, CLIP, DINOV2 = "texstat", "texstat-grey", "inception", "clip", "dinov2"
+KNOWN = {CLIP: "openai/clip-vit-large-patch14", DINOV2: "facebook/dinov2-base"}
+_BATCH = 16
+
+
+class Extractor(Protocol):
+    """What gives features of pictures.
+
+    extractor_id: the name to keep beside every number; only numbers of the same name may be compared.
+    """
+
+    @property
+    def extractor_id(self) -> str: ...
+
+    def extract(self, pictures: np.ndarray) -> np.ndarray:
+        """Return features, float64 (N, D), of pictures, float32 (N, H, W, 3) in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextureStatistics:
+    """The embedded extractor: TexStat at one size, of the colours or of their mean grey.
+
+    grey: for scans, which have no colour, so that a model is not judged by the tint that it gives to grey.
+    """
+
+    texstat: TexStat
+    grey: bool = False
+
+    @classmethod
+    def fitting(cls, short_side_px: int, *, grey: bool = False) -> TextureStatistics:
+        """Return the extractor for pictures of this short side. Raises DataError below 32 px."""
+        return cls(TexStat(size_for(short_side_px)), grey)
+
+    @property
+    def extractor_id(self) -> str:
+        """TexStat's own name, with "-grey" where colour is left out."""
+        return self.texstat.extractor_id + ("-grey" if self.grey else "")
+
+    def extract(self, pictures: np.ndarray) -> np.ndarray:
+        """Return unit vectors, float64 (N, 245), or (N, 314) at 256 px."""
+        checked = checked_pictures(pictures, self.extractor_id)
+        channels = checked.mean(-1, keepdims=True) if self.grey else checked
+        pixels = torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
+        return self.texstat.features(pixels).double().numpy()
+
+
+class VisionNetwork:
+    """An image network of transformers, CLIP or DINOv2, read from a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: config.json, preprocessor_config.json and safetensors. Raises SettingsError for anything else."""
+        from transformers import AutoConfig, CLIPVisionModelWithProjection, Dinov2Model
+
+        classes = {"clip": CLIPVisionModelWithProjection, "dinov2": Dinov2Model}
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            self._preparation = _Preparation.read(folder / "preprocessor_config.json")
+            kind = config.model_type.removesuffix("_vision_model")
+            if kind not in classes:
+                raise SettingsError(str(folder), f"is a {config.model_type}, expected one of {', '.join(classes)}.")
+            self._network: nn.Module = classes[kind].from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise SettingsError(str(folder), f"cannot be read as a vision network: {_first_line(error)}") from None
+        self._network.requires_grad_(False).eval()
+        self.extractor_id = f"{kind}-{_fingerprint(self._network)}-{self._preparation.size_px}px"
+
+    def extract(self, pictures: np.ndarray) -> np.ndarray:
+        """Return features, float64 (N, D): CLIP's projected image embedding, DINOv2's class token."""
+        checked = checked_pictures(pictures, self.extractor_id)
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(checked), _BATCH):
+                pixels = torch.from_numpy(np.ascontiguousarray(checked[start : start + _BATCH].transpose(0, 3, 1, 2)))
+                output = self._network(pixel_values=self._preparation.of(pixels))
+                found.append(output.image_embeds if "image_embeds" in output else output.pooler_output)
+        return torch.cat(found).double().numpy()
+
+
+def open_extractor(name: str, short_side_px: int) -> Extractor:
+    """Return an extractor for pictures of this short side; nothing is downloaded.
+
+    name: "texstat", "texstat-grey", "clip", "dinov2", a folder, or a hub id in the local cache.
+    Raises SettingsError with the reason where it cannot be had, DataError for pictures below 32 px with texstat.
+    """
+    if name in (TEXSTAT, TEXSTAT_GREY):
+        return TextureStatistics.fitting(short_side_px, grey=name == TEXSTAT_GREY)
+    if name == INCEPTION:
+        raise SettingsError(
+            INCEPTION,
+            "the network of FID (pt_inception-2015-12-05) is not part of any package here, and torchvision's Inception "
+            "is another one, whose numbers nobody could compare. Take texstat, clip or dinov2.",
+        )
+    folder = Path(name).expanduser()
+    return VisionNetwork(folder if folder.is_dir() else _cached(KNOWN.get(name, name), name))
+
+
+def open_extractors(names: Sequence[str], short_side_px: int) -> tuple[list[Extractor], dict[str, str]]:
+    """Return the extractors that can be had, and for each of the others why not."""
+    found: list[Extractor] = []
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            found.append(open_extractor(name, short_side_px))
+        except SettingsError as error:
+            refused[name] = " ".join(error.problems)
+    return found, refused
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """How a network's own preprocessor makes its input: shrink the short side, cut the middle, standardise."""
+
+    short_side_px: int
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> _Preparation:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        crop = _side(said["crop_size"]) if said.get("do_center_crop", True) else _side(said["size"])
+        return cls(_side(said["size"]), crop, tuple(said["image_mean"]), tuple(said["image_std"]))
+
+    def of(self, pixels: Tensor) -> Tensor:
+        """Return the input (B, 3, size_px, size_px) of pixels (B, 3, row, column) in [0, 1]."""
+        rows, columns = pixels.shape[-2:]
+        factor = self.short_side_px / min(rows, columns)
+        shape = max(self.size_px, round(rows * factor)), max(self.size_px, round(columns * factor))
+        resized = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        top, left = (shape[0] - self.size_px) // 2, (shape[1] - self.size_px) // 2
+        cut = resized[..., top : top + self.size_px, left : left + self.size_px]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (cut - mean) / std
+
+
+def _side(size: Any) -> int:
+    """Return the side in px that a preprocessor's settings mean by 224, {"shortest_edge": 224} or height and width."""
+    if isinstance(size, int):
+        return size
+    return int(size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"]))
+
+
+def _cached(hub_id: str, name: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        raise SettingsError(
+            name,
+            f"found no folder of this name and no copy of {hub_id} in the local cache. "
+            f"Fetch it where there is a network (hf download {hub_id}), or give a folder.",
+        ) from None
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Return a hash of all weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
