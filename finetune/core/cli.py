@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from data.errors import SettingsError, nearest
 from data.exits import exit_code
-from finetune.core.settings import ALIASES, DATA_VARIABLE, LENGTHS, SWITCHES, ConceptSettings, Settings
+from finetune.core.settings import ALIASES, DATA_VARIABLE, LENGTHS, SWITCHES, ConceptSettings, DdpmSettings, Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 S = TypeVar("S", bound=Settings)
-C = TypeVar("C", bound=ConceptSettings)
+C = TypeVar("C", bound=ConceptSettings | DdpmSettings)
 
 
 class _Given(NamedTuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from data.cache_folder import cache_folder
 from data.captions import with_article
 from data.concepts import CONCEPTS, load_concept
 from data.dataset import ConceptDataset
@@ -21,13 +21,13 @@ from data.wording import RewordedDataset, Wording
 from finetune.core.class_images import ClassImages, ClassRecipe, class_images
 from finetune.core.settings import (
     ConceptSettings,
+    DdpmSettings,
     DreamboothSettings,
     LoraDreamboothSettings,
     PivotalTuningSettings,
 )
 from pipelines.components import Components
 
-CACHE_VARIABLE = "FILROUGE_CACHE"  # where generated data is kept
 CLASS_GUIDANCE_SCALE = 3.0
 CLASS_SAMPLING_STEPS = 30
 
@@ -45,13 +45,19 @@ class ConceptImages:
         return with_article(f"a {self.source.class_noun}")
 
 
-def cache_folder() -> Path:
-    """Return the folder in which generated data is kept."""
-    return Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "filrouge"))
-
-
 def open_images(settings: ConceptSettings, components: Components, accelerator: Accelerator) -> ConceptImages:
-    """Open the run's images; for a concept without a data root the generated stand-ins, and say so."""
+    """Open the images of a run on a base model."""
+    resolution = settings.resolution or components.resolution
+    return open_source(settings, resolution, settings.proportion_empty_prompts, accelerator)
+
+
+def open_source(
+    settings: ConceptSettings | DdpmSettings, resolution: int, proportion_empty: float, accelerator: Accelerator
+) -> ConceptImages:
+    """Open the run's images; for a concept without a data root the generated stand-ins, and say so.
+
+    resolution: side in px. proportion_empty: of the samples lose their caption.
+    """
     data_root = settings.data_root
     if settings.concept is not None and data_root is None:
         textures = bool(load_concept(settings.concept, CONCEPTS).textures)
@@ -69,17 +75,24 @@ def open_images(settings: ConceptSettings, components: Components, accelerator: 
         dataset_config_name=settings.dataset_config_name,
         image_column=settings.image_column,
         caption_column=settings.caption_column,
-        resolution=settings.resolution or components.resolution,
+        resolution=resolution,
         seed=settings.seed,
         um_per_px=settings.um_per_px,
         images_per_class=settings.images_per_class,
         center_crop=settings.center_crop,
         random_flip=settings.random_flip,
-        proportion_empty_prompts=settings.proportion_empty_prompts,
+        proportion_empty_prompts=proportion_empty,
         held_out_fraction=settings.held_out_fraction,
+        px_per_voxel=settings.px_per_voxel,
+        bucket_batch=settings.train_batch_size * accelerator.num_processes if settings.aspect_buckets else None,
+        dtd_split=settings.dtd_split,
+        split_by=settings.split_by,
+        group_column=settings.group_column,
     )
     refuse_unused(source, settings.changed())
-    return ConceptImages(source, source.open())
+    dataset = source.open()
+    accelerator.print("\n".join(dataset.notes))
+    return ConceptImages(source, dataset)
 
 
 def _generated_textures() -> Path:

@@ -87,11 +87,11 @@ def unet_denoiser(unet: nn.Module) -> Denoiser:
 class NoiseObjective:
     """Mean squared error of the denoiser's prediction, per sample, at one drawn timestep.
 
-    alphas_cumprod: (T,) of the noise schedule, float32 or float64. noise_offset: standard deviation of a constant added to each
-    channel's noise (Guttenberg 2023). input_perturbation: standard deviation of a further noise, per pixel, that the
-    input carries and the target does not (Ning et al. 2023, arXiv:2301.11706, algorithm 1). snr_gamma: min-SNR weight,
-    none where None. high_noise_share: see `draws.timesteps`. prior_loss_weight: weight of the prior's images (Ruiz et
-    al. 2023, arXiv:2208.12242, equation 2).
+    alphas_cumprod: (T,) of the noise schedule, float32 or float64. noise_offset: standard deviation of a constant added
+    to each channel's noise (Guttenberg 2023). input_perturbation: standard deviation of a further noise, per pixel,
+    that the input carries and the target does not (Ning et al. 2023, arXiv:2301.11706, algorithm 1). snr_gamma: min-SNR
+    weight, none where None. high_noise_share: see `draws.timesteps`. prior_loss_weight: weight of the prior's images
+    (Ruiz et al. 2023, arXiv:2208.12242, equation 2).
     """
 
     denoise: Denoiser
@@ -160,7 +160,7 @@ def noise_losses(
     losses = error.square().mean(dim=tuple(range(1, error.dim())))
     if snr_gamma is None:
         return losses
-    return losses * min_snr_weight(alpha_bar, snr_gamma, prediction_type).float()
+    return losses * min_snr_weight(alpha_bar, snr_gamma, prediction_type).to(losses.dtype)
 
 
 def _not_lower(values: Tensor) -> Tensor:

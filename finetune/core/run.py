@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped
+from data.splits import manifest_hash
 from finetune.core import files
 from finetune.core.boards import Board, open_board
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
@@ -170,12 +171,14 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
 
 
 def _manifest(method: Method, settings: LoopSettings, run_id: str) -> dict[str, Any]:
+    data = method.dataset.manifest()
     return {
         "method": method.name,
         "run_id": run_id,
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json"),
-        "data": method.dataset.manifest(),
+        "data": data,
+        "data_hash": manifest_hash(data),
         "prior": None if method.prior is None else method.prior.manifest(),
         **method.manifest,
         "versions": {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},

@@ -35,7 +35,7 @@ def autoencoder(block_out_channels: Sequence[int], seed: int, init_from: Path | 
     if init_from is not None:
         return _read(AutoencoderKL, init_from)
     blocks = len(block_out_channels)
-    with _seeded(seed, "autoencoder"):
+    with seeded(seed, "autoencoder"):
         return AutoencoderKL(
             sample_size=SIZE_PX,
             block_out_channels=tuple(block_out_channels),
@@ -68,7 +68,7 @@ def text_encoder(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with _seeded(seed, "text-encoder"):
+    with seeded(seed, "text-encoder"):
         model = CLIPTextModel(config)
         nn.init.normal_(model.get_input_embeddings().weight, std=TOKEN_SD)
         places = model.embeddings.position_embedding.weight
@@ -82,7 +82,7 @@ def unet(block_out_channels: Sequence[int], latent_size: int, text_width: int, s
     Its `attention_head_dim` is the number of heads, whatever the name says; heads have about 32 channels.
     """
     attending = len(block_out_channels) - 1
-    with _seeded(seed, "unet"):
+    with seeded(seed, "unet"):
         return UNet2DConditionModel(
             sample_size=latent_size,
             in_channels=LATENT_CHANNELS,
@@ -116,7 +116,7 @@ def scheduler() -> DDIMScheduler:
 
 def contrast_tower(text_width: int, seed: int) -> ContrastTower:
     """Return the part of a contrast that is thrown away when the text encoder is trained."""
-    with _seeded(seed, "tower"):
+    with seeded(seed, "tower"):
         return ContrastTower(text_width)
 
 
@@ -211,7 +211,7 @@ class ContrastTower(nn.Module):
 
 
 @contextmanager
-def _seeded(seed: int, purpose: str) -> Iterator[None]:
+def seeded(seed: int, purpose: str) -> Iterator[None]:
     """Initialise what is built inside from a seed of its own, and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, purpose))

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from data.dtd import NUM_SPLITS
 from data.errors import OutputError
+from data.image_splits import SplitBy
 from finetune.core import optimizer_options
 from finetune.core.optimizer_options import OptimizerName
 
@@ -26,6 +28,9 @@ ALIASES = {
     "num_epochs": "num_train_epochs",
     "instance_data_dir": "train_data_dir",
     "lora_rank": "rank",
+    "ddpm_num_steps": "num_train_timesteps",
+    "ddpm_beta_schedule": "noise_schedule",
+    "ema_max_decay": "ema_decay",
 }
 SWITCHES = {"offset_noise": ("noise_offset", "0.1"), "use_8bit_adam": ("optimizer", "adamw_8bit")}
 # What may differ between a run and its continuation without changing what is learnt.
@@ -50,6 +55,12 @@ def _checkpoint_name(name: str) -> str:
     if not re.fullmatch(r"latest|checkpoint-[0-9]+", name):
         raise ValueError("expected latest, or checkpoint-N as a folder of --output_dir is called")
     return name
+
+
+def _one_or_three(channels: int) -> int:
+    if channels not in (1, 3):
+        raise ValueError("expected 1 (grey) or 3 (colours)")
+    return channels
 
 
 class Settings(BaseModel):
@@ -84,8 +95,8 @@ class ModelSettings(Settings):
     variant: str | None = Field(default=None, description="variant of the weight files, such as fp16")
 
 
-class DataSettings(Settings):
-    """Images and captions."""
+class ImageSettings(Settings):
+    """Images."""
 
     concept: Annotated[str, AfterValidator(_concept_name)] | None = Field(
         default=None, description="which images, under which words, such as sf_dry or dtd_zigzagged"
@@ -99,9 +110,6 @@ class DataSettings(Settings):
     dataset_config_name: str | None = Field(default=None, description="configuration of --dataset_name")
     image_column: str = Field(default="image", description="column of images of --dataset_name")
     caption_column: str = Field(default="text", description="column of captions of --dataset_name")
-    instance_prompt: tuple[str, ...] = Field(
-        default=(), description="prompt in place of the captions: one, or one for each caption; none: the captions"
-    )
     data_root: Path | None = Field(
         default=None,
         description=f"folder of the volumes and of dtd/; none: generated stand-ins; {DATA_VARIABLE} can set it",
@@ -112,13 +120,26 @@ class DataSettings(Settings):
     um_per_px: float | None = Field(
         default=None, gt=0, description="micrometres per pixel after resampling; none: the voxel size of the volumes"
     )
+    px_per_voxel: float | None = Field(
+        default=None, gt=0, description="pixels per voxel, for volumes of unknown voxel size; none: one"
+    )
+    aspect_buckets: bool = Field(
+        default=False,
+        description="train on images of several proportions, each batch of one size, instead of on squares",
+    )
     images_per_class: int | None = Field(default=None, ge=1, description="images taken from each class; none: all")
     center_crop: bool = Field(default=False, description="crop at the centre instead of at a drawn place")
     random_flip: bool = Field(default=False, description="draw flips among the symmetries that the plane allows")
-    proportion_empty_prompts: float = Field(
-        default=0.1, ge=0, le=1, description="share of captions replaced by the empty one"
-    )
     held_out_fraction: float = Field(default=0.2, gt=0, le=0.5, description="share of each class kept out of training")
+    split_by: SplitBy = Field(
+        default="group",
+        description="what is kept out as a whole: a group of metadata.jsonl or --group_column (each image where there "
+        "is none), the folder an image lies in, or its label",
+    )
+    group_column: str | None = Field(
+        default=None, description="column of --dataset_name that is equal in rows of one group, such as a specimen"
+    )
+    dtd_split: int = Field(default=1, ge=1, le=NUM_SPLITS, description="which of DTD's official splits")
 
     @property
     def subject(self) -> str:
@@ -139,11 +160,32 @@ class DataSettings(Settings):
             )
         elif len(given) > 1:
             problems.append(f"{', '.join(given)}: expected only one of them.")
+        if self.dataset_name is None:
+            columns = {"dataset_config_name", "image_column", "caption_column", "group_column"}
+            for name in sorted(self.changed() & columns):
+                problems.append(f"--{name}: belongs to --dataset_name, which is not given. Leave it out.")
+        if self.um_per_px is not None and self.px_per_voxel is not None:
+            problems.append("--um_per_px, --px_per_voxel: expected only one of them.")
+        if self.group_column is not None and self.split_by != "group":
+            problems.append(f"--group_column: --split_by {self.split_by} leaves it unused. Leave out one of them.")
+        return problems
+
+
+class DataSettings(ImageSettings):
+    """Captions."""
+
+    instance_prompt: tuple[str, ...] = Field(
+        default=(), description="prompt in place of the captions: one, or one for each caption; none: the captions"
+    )
+    proportion_empty_prompts: float = Field(
+        default=0.1, ge=0, le=1, description="share of captions replaced by the empty one"
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return prompts that say nothing."""
+        problems = super().contradictions()
         if any(not prompt.strip() for prompt in self.instance_prompt):
             problems.append("--instance_prompt: found an empty prompt, expected words.")
-        if self.dataset_name is None:
-            for name in sorted(self.changed() & {"dataset_config_name", "image_column", "caption_column"}):
-                problems.append(f"--{name}: belongs to --dataset_name, which is not given. Leave it out.")
         return problems
 
 
@@ -395,6 +437,11 @@ class PriorSettings(Settings):
                 f"--{name}: no prior is preserved. Write --with_prior_preservation too."
                 for name in sorted(self.changed() & options)
             ]
+        elif "aspect_buckets" in self.changed():
+            problems.append(
+                "--aspect_buckets: the images of the class are squares, and stand in one batch with the others. Leave "
+                "it out, or leave out --with_prior_preservation."
+            )
         return problems
 
 
@@ -512,6 +559,112 @@ class LatentDiffusionSettings(WorldSettings, LoopSettings, LossSettings):
     )
     train_text_encoder: bool = Field(default=True, description="train the text encoder with the U-Net")
     proportion_empty_prompts: float = Field(default=0.1, ge=0, le=1, description="share of captions left empty")
+
+
+class UNetSettings(Settings):
+    """U-Net."""
+
+    model_size: Literal["small", "medium", "ddpm"] = Field(
+        default="small", description="U-Net preset for the --resolution: for a CPU, of 64, or of 128 channels at first"
+    )
+    block_out_channels: tuple[int, ...] = Field(
+        default=(), description="channels of each level, which halve the side; none: those of --model_size"
+    )
+    layers_per_block: int | None = Field(
+        default=None, ge=1, description="ResNet blocks of each level; none: those of --model_size"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the features dropped in training")
+    channels: Annotated[int, AfterValidator(_one_or_three)] | None = Field(
+        default=None, description="channels of the pictures, 1 or 3; none: 1 for slices and digits, else 3"
+    )
+    normalize: bool = Field(
+        default=True, description="pixels in [-1, 1]; without it they stay in [0, 1], which draws pale pictures"
+    )
+    class_conditional: bool = Field(default=False, description="tell the model the caption of each picture, as a label")
+    proportion_empty_labels: float = Field(
+        default=0.1, ge=0, le=1, description="share of labels left out, which guidance needs"
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return channels without a level to go down to, and labels that are not told."""
+        problems = super().contradictions()
+        if len(self.block_out_channels) == 1 or any(width < 1 for width in self.block_out_channels):
+            problems.append(
+                f"--block_out_channels: found {' '.join(map(str, self.block_out_channels))}, expected two or more "
+                "positive numbers."
+            )
+        if not self.class_conditional and "proportion_empty_labels" in self.changed():
+            problems.append("--proportion_empty_labels: no label is told. Write --class_conditional too.")
+        return problems
+
+
+class NoiseSettings(Settings):
+    """Noise and loss."""
+
+    noise_schedule: Literal["linear", "cosine", "sigmoid"] = Field(
+        default="linear", description="how fast the noise grows over the timesteps"
+    )
+    num_train_timesteps: int = Field(default=1000, ge=2, description="timesteps from the picture to pure noise")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = Field(
+        default="epsilon", description="what the U-Net predicts: the noise, v, or the picture"
+    )
+    learned_variance: bool = Field(
+        default=False, description="predict the variance of each step too; needs --loss hybrid or vlb"
+    )
+    loss: Literal["simple", "vlb", "hybrid"] = Field(
+        default="simple",
+        description="squared error of the prediction, the variational bound, or the first plus 0.001 of the second, "
+        "which then trains the variance alone",
+    )
+    snr_gamma: float | None = Field(
+        default=None, gt=0, description="min-SNR weighting's gamma, 5 is usual; none: no weighting"
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return a variance that nothing trains, and weights on a loss that has its own."""
+        problems = super().contradictions()
+        if self.learned_variance and self.loss == "simple":
+            problems.append("--learned_variance: --loss simple does not train it. Write --loss hybrid.")
+        if self.loss == "hybrid" and not self.learned_variance:
+            problems.append("--loss: hybrid adds the bound to train the variance. Write --learned_variance too.")
+        if self.loss == "vlb" and self.snr_gamma is not None:
+            problems.append("--snr_gamma: the bound has weights of its own. Leave it out, or write --loss simple.")
+        return problems
+
+
+class DdpmSettings(AverageSettings, NoiseSettings, UNetSettings, LoopSettings, ImageSettings):
+    """Train a diffusion model of pixels from nothing."""
+
+    resolution: int | None = Field(
+        default=None, ge=8, description="side of the images in pixels; none: 64, or that of --data_format"
+    )
+    data_format: Literal["images", "mnist", "cifar10"] = Field(
+        default="images", description="what --train_data_dir holds: pictures, or the files of MNIST or CIFAR-10"
+    )
+    use_ema: bool = Field(default=True, description="keep a moving average of the weights, and export it")
+
+    def contradictions(self) -> list[str]:
+        """Return options that a format or a model without labels has no use for."""
+        problems = super().contradictions()
+        if not self.class_conditional and self.validation_prompt:
+            problems.append("--validation_prompt: the model is told no label. Write --class_conditional too.")
+        if self.aspect_buckets:
+            problems.append("--aspect_buckets: a model of pixels learns squares of one size. Leave it out.")
+        if self.data_format != "images":
+            if self.train_data_dir is None:
+                problems.append(
+                    f"--data_format {self.data_format}: expected --train_data_dir, the folder of its files."
+                )
+            unused = {"um_per_px", "px_per_voxel", "data_root", "center_crop"}
+            unused |= {"held_out_fraction", "split_by", "dtd_split"}
+            unused |= {"px_per_voxel", "aspect_buckets", "split_by", "dtd_split"}
+            problems += [
+                f"--{name}: pictures of --data_format {self.data_format} are taken whole, as they are. Leave it out."
+                for name in sorted(self.changed() & unused)
+            ]
+        if self.data_format == "mnist" and self.random_flip:
+            problems.append("--random_flip: a mirrored digit is none. Write --no-random_flip.")
+        return problems
 
 
 def to_yaml(settings: Settings) -> str:

@@ -281,7 +281,7 @@ def test_help_shows_every_option_with_its_default_in_groups(
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "Fine-tune low-rank updates" in text
-    titles = ["Base model:", "Images and captions:", "Loss:", "Optimisation:", "Output, checkpoints and samples:"]
+    titles = ["Base model:", "Images:", "Captions:", "Loss:", "Optimisation:", "Output, checkpoints and samples:"]
     positions = [text.index(title) for title in [*titles, "Adapter:"]]
     assert positions == sorted(positions)
     for name in LoraSettings.model_fields:

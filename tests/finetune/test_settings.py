@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from data.errors import OutputError
 from finetune.core.cli import load_settings
 from finetune.core.settings import (
+    DdpmSettings,
     DreamboothSettings,
     FullUnetSettings,
     LoraDreamboothSettings,
@@ -42,6 +43,11 @@ OTHER: dict[str, Any] = {
     "data_root": "scans",
     "resolution": 128,
     "um_per_px": 5.5,
+    "px_per_voxel": 2.0,
+    "aspect_buckets": True,
+    "split_by": "folder",
+    "group_column": "specimen",
+    "dtd_split": 10,
     "images_per_class": 3,
     "center_crop": True,
     "random_flip": True,
@@ -151,6 +157,10 @@ def test_settings_cannot_be_changed_or_extended() -> None:
         ({"lora_dropout": 1.0}, False),
         ({"lora_alpha": 0.0}, False),
         ({"um_per_px": 0.0}, False),
+        ({"px_per_voxel": 0.0}, False),
+        ({"dtd_split": 0}, False),
+        ({"dtd_split": 10}, True),
+        ({"dtd_split": 11}, False),
         ({"checkpoints_total_limit": 1}, False),
         ({"checkpoints_total_limit": 2}, True),
         ({"learning_rate": float("nan")}, False),
@@ -251,6 +261,7 @@ METHODS = {
     "lora": LoraSettings,
     "lora_dreambooth": LoraDreamboothSettings,
     "pivotal_tuning": PivotalTuningSettings,
+    "ddpm": DdpmSettings,
 }
 
 
@@ -274,6 +285,18 @@ MISUSED = {
     "no images": (LoraSettings, {}, "--concept: missing"),
     "two sources": (LoraSettings, {"concept": "a", "train_data_dir": "b"}, "--concept, --train_data_dir"),
     "a column without a dataset": (LoraSettings, {"concept": "a", "image_column": "x"}, "--image_column"),
+    "groups without a dataset": (LoraSettings, {"concept": "a", "group_column": "x"}, "--group_column"),
+    "groups beside labels": (
+        LoraSettings,
+        {"dataset_name": "a/b", "group_column": "x", "split_by": "label"},
+        "--group_column: --split_by label",
+    ),
+    "two scales": (LoraSettings, {"concept": "a", "um_per_px": 2.0, "px_per_voxel": 2.0}, "--um_per_px, --px_per"),
+    "buckets beside images of the class": (
+        DreamboothSettings,
+        {"concept": "a", "aspect_buckets": True, "with_prior_preservation": True},
+        "--aspect_buckets",
+    ),
     "convolutions that are not adapted": (LoraSettings, {"concept": "a", "conv_rank": 4}, "--conv_rank"),
     "a rate of a frozen text encoder": (LoraSettings, {"concept": "a", "text_encoder_lr": 1e-4}, "--text_encoder_lr"),
     "a rank of a frozen text encoder": (LoraSettings, {"concept": "a", "text_encoder_rank": 4}, "--text_encoder_rank"),
@@ -285,6 +308,32 @@ MISUSED = {
         "--zero_terminal_snr",
     ),
     "a prompt beside templates": (TextualInversionSettings, {"concept": "a", "instance_prompt": ["b"]}, "--instance"),
+    "labels that are not told": (
+        DdpmSettings,
+        {"concept": "a", "proportion_empty_labels": 0.2},
+        "--proportion_empty_l",
+    ),
+    "rows of a sheet without labels": (
+        DdpmSettings,
+        {"concept": "a", "validation_prompt": ["b"]},
+        "--validation_prompt",
+    ),
+    "a variance that nothing trains": (DdpmSettings, {"concept": "a", "learned_variance": True}, "--learned_variance"),
+    "a hybrid without a variance": (DdpmSettings, {"concept": "a", "loss": "hybrid"}, "--loss: hybrid"),
+    "two weights on one loss": (DdpmSettings, {"concept": "a", "loss": "vlb", "snr_gamma": 5.0}, "--snr_gamma"),
+    "one level": (DdpmSettings, {"concept": "a", "block_out_channels": [32]}, "--block_out_channels"),
+    "pixels of several proportions": (DdpmSettings, {"concept": "a", "aspect_buckets": True}, "--aspect_buckets"),
+    "a format without a folder": (DdpmSettings, {"concept": "a", "data_format": "mnist"}, "expected --train_data_dir"),
+    "a crop of a whole digit": (
+        DdpmSettings,
+        {"train_data_dir": "a", "data_format": "cifar10", "center_crop": True},
+        "--center_crop",
+    ),
+    "a mirrored digit": (
+        DdpmSettings,
+        {"train_data_dir": "a", "data_format": "mnist", "random_flip": True},
+        "--random_flip",
+    ),
     "a small rate for Prodigy": (LoraSettings, {"concept": "a", "optimizer": "prodigy"}, "--learning_rate"),
     "a schedule beside a schedule-free optimiser": (
         LoraSettings,
@@ -292,6 +341,18 @@ MISUSED = {
         "--lr_scheduler",
     ),
 }
+
+
+def test_a_mirrored_picture_is_allowed_and_an_average_of_pixels_is_kept_by_default() -> None:
+    settings = DdpmSettings.model_validate({"train_data_dir": "a", "data_format": "cifar10", "random_flip": True})
+    assert settings.use_ema
+    assert DdpmSettings.model_validate({"concept": "a", "ema_decay": 0.5}).ema_decay == 0.5
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_pictures_have_one_or_three_channels(channels: int) -> None:
+    with pytest.raises(ValidationError, match=r"expected 1 \(grey\) or 3 \(colours\)"):
+        DdpmSettings.model_validate({"concept": "a", "channels": channels})
 
 
 @pytest.mark.parametrize("name", MISUSED)

@@ -1,7 +1,7 @@
 """Defects of the training scripts that people know for Stable Diffusion 1.x, one test (or table) for each.
 
-A test is named after the promise, its docstring says the defect. Those of pixel-space DDPM (no seed, three channels
-forced, an order of images drawn anew on resume) have no test here: there is no such method yet.
+A test is named after the promise, its docstring says the defect. Those of pixel-space DDPM stand in
+`test_ddpm_defects.py`.
 """
 
 from __future__ import annotations

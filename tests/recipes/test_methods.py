@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from data.crops import Crops
 from data.exits import exit_code
 from data.image_dataset import build_image_dataset
 from data.volumes import write_stack
@@ -173,7 +174,7 @@ def test_prompts_reach_the_images_of_a_folder_without_captions(
     folder, _ = trained("dreambooth")
     record = json.loads((folder / "manifest.json").read_text())
     assert record["data"]["wording"] == {"": ["a w17h3r texture"]}
-    images = build_image_dataset(material / "pictures", resolution=32, seed=0, proportion_empty_prompts=0.25)
+    images = build_image_dataset(material / "pictures", Crops(32, 0, proportion_empty_prompts=0.25))
     dataset = RewordedDataset(images, Wording.identified(images.captions, ("a w17h3r texture",)), 0)
     captions = [dataset.sample(position).caption for position in range(200)]
     assert set(captions) == {"a w17h3r texture", ""}

@@ -1,0 +1,1 @@
+"""Figures that show why diffusion works: each writes its picture and gives back its numbers."""

@@ -1,0 +1,90 @@
+"""The pictures that a pixel model was trained on and those kept from it, opened again from its run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataset import ConceptDataset
+from data.errors import DataError
+from data.labelled_pictures import open_labelled
+from data.sources import ImageSource
+from pipelines.pixel_model import PixelModel
+
+Side = Literal["training", "held-out"]
+
+
+def open_pictures(run: Path) -> ConceptDataset:
+    """Return the data of a run of finetune/ddpm.py.
+
+    Raises DataError for a folder without a manifest, and for data that is no longer what the run was trained on.
+    """
+    manifest = _manifest(run)
+    source, settings = manifest["source"], manifest["settings"]
+    data_format = source.get("data_format", "images")
+    dataset: ConceptDataset
+    if data_format == "images":
+        dataset = ImageSource.from_manifest(source).open()
+    else:
+        dataset = open_labelled(
+            data_format,
+            Path(source["train_data_dir"]),
+            resolution=settings["resolution"],
+            seed=manifest["seed"],
+            images_per_class=settings["images_per_class"],
+            random_flip=settings["random_flip"],
+            proportion_empty_prompts=settings["proportion_empty_labels"] if settings["class_conditional"] else 0.0,
+        )
+    now = json.loads(json.dumps(dataset.manifest()))
+    changed = [key for key in now if now[key] != manifest["data"].get(key)]
+    if changed:
+        raise DataError(
+            str(run), f"its data is not that of the run any more: {', '.join(changed)} changed. Bring back the files."
+        )
+    return dataset
+
+
+def pictures(model: PixelModel, dataset: ConceptDataset, side: Side, num_images: int) -> dict[str, Tensor]:
+    """Return at most num_images pictures by caption, (N, C, H, W) in the channels and range of the model.
+
+    As many for each caption as there are for the others, as far as they have them; captions without any are left out.
+    """
+    captions = dataset.captions
+    share = -(-num_images // len(captions))
+    found = dataset.held_out_pixels(share) if side == "held-out" else dataset.training_pixels(share)
+    kept: dict[str, Tensor] = {}
+    left = num_images
+    for caption, pixels in found.items():
+        chosen = pixels[:left]
+        left -= len(chosen)
+        if len(chosen):
+            kept[caption] = model.from_pixels(torch.from_numpy(np.ascontiguousarray(chosen)))
+    if not kept:
+        raise DataError("pictures of the run", f"found no {side} picture. Train with a larger --held_out_fraction.")
+    return kept
+
+
+def to_images(model: PixelModel, pixels: Tensor) -> np.ndarray:
+    """Return pixels (B, C, H, W) of the model's range as pictures (B, H, W, C) float32 in [0, 1]."""
+    return model.to_unit(pixels).permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def _manifest(run: Path) -> Mapping[str, Any]:
+    path = run / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(str(path), f"{error.strerror}; expected the folder of a run of finetune/ddpm.py.") from None
+    except ValueError:
+        raise DataError(str(path), "is not JSON; expected the folder of a run of finetune/ddpm.py.") from None
+    missing = [key for key in ("source", "settings", "seed", "data") if key not in manifest]
+    if missing:
+        raise DataError(str(path), f"lacks {', '.join(missing)}; expected that of a run of finetune/ddpm.py.")
+    found: Mapping[str, Any] = manifest
+    return found
