@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     manifest = _read_run(arguments.adapter)
     from tqdm import tqdm
 
+    from data.splits import manifest_hash
     from pipelines.components import build_pipeline, load_components
     from pipelines.runs import attach, is_whole, open_tuned, predicting_as
     from pipelines.sampling import sample
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
             drawn[name] = dict(zip(captions, pictures, strict=True))
     scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
+    scores["data_hash"] = manifest_hash(dataset.manifest())  # that of the run: `_same_data` refuses any other
     folder = arguments.adapter / "compare"
     folder.mkdir(exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import OutputError, SettingsError
 from data.exits import Parser, exit_code
+from pipelines.evaluation.states import State, name_runs, parse_selections
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ def main(argv: Sequence[str]) -> None:
     from pipelines.runs import open_tuned
     from pipelines.sampling import sample
 
+    state = _selected(arguments)
     model = open_tuned(arguments.adapter, base=arguments.pretrained_model_name_or_path, weights=_weights(arguments))
+    if state is not None and state.folder is not None:
+        from pipelines.evaluation.checkpoints import restore_checkpoint
+
+        restore_checkpoint(model.pipeline, arguments.adapter[0], state.folder)
     pipeline, components, facts = model.pipeline, model.components, model.facts
     with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
@@ -49,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
         "base_fingerprint": components.fingerprint,
         "adapter": [str(path) for path in arguments.adapter],
         "weight": list(_weights(arguments)),
+        "step": None if state is None else state.step,
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,
         "seeds": seeds,
@@ -97,13 +104,28 @@ def _write_stack(path: Path, row: np.ndarray, grey: dict[str, Any], um_per_px: f
     """
     import numpy as np
 
-    from data.volumes import unit_to_native, write_stack
+    from data.stack_writer import write_stack
+    from data.windows import unit_to_native
 
     low, high = grey["window"]
     native = unit_to_native(row.mean(axis=-1), low=low, high=high, dtype=np.dtype(grey["dtype"]))
     size = None if um_per_px is None else (um_per_px, um_per_px, um_per_px)
     write_stack(path, native, size)
     return float((row.max(axis=-1) - row.min(axis=-1)).max())
+
+
+def _selected(arguments: argparse.Namespace) -> State | None:
+    """Return the state of a run that is drawn with: its result, a checkpoint, or the one that an evaluation chose."""
+    if arguments.select == "last":
+        return None
+    selections = parse_selections(arguments.select)
+    if len(arguments.adapter) != 1 or selections == "all" or len(selections) != 1:
+        raise SettingsError(
+            "--select",
+            f"found {arguments.select} and {len(arguments.adapter)} adapters; expected best, last or a step of one.",
+        )
+    (run,) = name_runs(arguments.adapter)
+    return run.state(selections[0])
 
 
 def _weights(arguments: argparse.Namespace) -> tuple[float, ...]:
@@ -141,6 +163,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the adapter's own, or swatch)")
     parser.add_argument(
         "--weight", type=float, nargs="+", default=[], help="strength of each low-rank adapter (default: 1)"
+    )
+    parser.add_argument(
+        "--select",
+        default="last",
+        help="checkpoint of the run: last, best (by an evaluation) or a step (default: last)",
     )
     parser.add_argument("--num_inference_steps", type=_positive, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")

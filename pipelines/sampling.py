@@ -27,6 +27,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     progress: Callable[[int], object] | None = None,
+    negative_prompts: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Return one image for each pair of prompt and seed, float32 (N, H, W, 3) in [0, 1].
 
@@ -35,20 +36,22 @@ def sample(
     evaluation mode and back; global generators are not touched.
     guidance_scale: of classifier-free guidance (Ho and Salimans 2022), 1 or less is none. batch_size: images drawn
     together. height, width: in pixels, multiples of 8; None is the model's own. progress: called after each batch with
-    the number of images in it.
+    the number of images in it. negative_prompts: what each image is guided away from; None is the empty prompt.
     Raises SettingsError for sizes that cannot be drawn, NonFiniteError for images that are black or not finite.
     """
     assert len(prompts) == len(seeds) > 0, f"{len(prompts)} prompts for {len(seeds)} seeds"
     size = _size(pipeline, height, width)
+    negatives = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    assert len(negatives) == len(prompts), f"{len(negatives)} negative prompts for {len(prompts)} prompts"
     space = LatentSpace(pipeline.vae)
     pictures = np.empty((len(prompts), *size, 3), dtype=np.float32)
     with torch.no_grad(), _evaluating(pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        states = {text: _states(pipeline, text) for text in dict.fromkeys(["", *prompts])}
+        states = {text: _states(pipeline, text) for text in dict.fromkeys([*negatives, *prompts])}
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             latents = pipeline(
                 prompt_embeds=torch.cat([states[prompt] for prompt in prompts[batch]]),
-                negative_prompt_embeds=torch.cat([states[""]] * len(prompts[batch])),
+                negative_prompt_embeds=torch.cat([states[negative] for negative in negatives[batch]]),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,

@@ -160,6 +160,7 @@ def test_compare_draws_the_picture_and_says_the_numbers(run: Path) -> None:
     assert recorded["source"]["held_out_fraction"] == 0.4  # another share would judge on slices of the training block
     assert set(scores["prompts"]) == {"sf_dry sf_thickness", "sf_dry sf_warp", "sf_dry sf_weft"}
     assert 0 <= scores["prompt_accuracy"]["tuned"] <= 1
+    assert scores["data_hash"] == recorded["data_hash"]
 
 
 def test_compare_refuses_a_volume_that_has_changed(run: Path) -> None:

@@ -1,0 +1,1 @@
+"""Prompts over models: what is asked, what is drawn, what is kept, what is measured."""

@@ -1,0 +1,358 @@
+"""An evaluation from its images to its result: every model measured, every run judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from pipelines.evaluation.copies import Copies, copying_scores, keep_real
+from pipelines.evaluation.drawing import PipelineOpener, count_tokens_cut, result_first
+from pipelines.evaluation.grid import Arm
+from pipelines.evaluation.measuring import Images, Learning, Subject, described, learning_scores
+from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.real_images import RealImages, open_real_images
+from pipelines.evaluation.result import (
+    Copied,
+    Described,
+    Drifted,
+    Measured,
+    Model,
+    Picture,
+    Question,
+    Result,
+    Score,
+    Verdict,
+)
+from pipelines.evaluation.rings import Rings
+from pipelines.evaluation.states import CHOICE, AskedRun
+from pipelines.evaluation.store import ImageStore, write_text
+from pipelines.metrics.copying import Copying
+from pipelines.metrics.extractors import TextureStatistics
+from pipelines.metrics.forgetting import PriorDistance
+from pipelines.metrics.selection import Choice, Judged, Limits, choose, onset
+
+NUM_COPIES = 10  # pairs shown of each run
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured. num_real: real images of each caption. The others: of the noise-prediction drift."""
+
+    num_real: int
+    num_timesteps: int
+    images_per_prompt: int
+
+
+@dataclass
+class _Found:
+    """What has been measured so far."""
+
+    measured: list[Measured] = field(default_factory=list)
+    drifted: list[Drifted] = field(default_factory=list)
+    copied: list[Copied] = field(default_factory=list)
+    described: list[Described] = field(default_factory=list)
+    held_out_ncc: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    statements: list[str] = field(default_factory=list)
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Context:
+    """What the measures of all runs share."""
+
+    plan: Plan
+    store: ImageStore
+    images: Images
+    models: Mapping[Arm, int]
+    opener: PipelineOpener
+    effort: Effort
+    limits: Limits
+    seed: int
+    progress: Callable[[int], object]
+
+
+def judge(
+    plan: Plan,
+    store: ImageStore,
+    *,
+    title: str,
+    effort: Effort,
+    limits: Limits,
+    seed: int,
+    device: Any,
+    statements: Sequence[str],
+    provenance: Mapping[str, str],
+    progress: Callable[[int], object],
+) -> Result:
+    """Return the result of an evaluation whose images are all in the store.
+
+    limits: of what a checkpoint may forget (noise drift over all rings) and copy. progress: called with 1 for every
+    model measured. A run with two states or more gets a choice.json that says which one to use.
+    """
+    models = {arm: number for number, arm in enumerate(plan.arms)}
+    images = Images(plan, store, TextureStatistics.fitting(plan.axes.size_px))
+    opener = PipelineOpener(plan.bases, plan.runs, device)
+    context = _Context(plan, store, images, models, opener, effort, limits, seed, progress)
+    found = _Found(statements=list(statements))
+    shown = [_model(plan, arm) for arm in plan.arms]
+    pictures = [Picture(models[cell.arm], cell.asked, cell.place, cell.seed, plan.key(cell)) for cell in plan.cells]
+    real_models: dict[str, int] = {}
+    for run in plan.runs.values():
+        real, missing = open_real_images(run, effort.num_real)
+        if missing:
+            found.statements.append(f"{run.label}: {missing}")
+        _measure_run(run, real, context, found)
+        source = json.dumps(run.manifest.get("source"), sort_keys=True)
+        if real is not None and real.held_out:
+            if source not in real_models:
+                real_models[source] = len(shown)
+                name = "real, held out" if len(real_models) == 1 else f"real, held out ({len(real_models)})"
+                shown.append(Model(name, "", None, 1.0, "", is_base=False, is_real=True))
+            pictures += _real_pictures(run, real, real_models[source], context)
+    _write_choices(plan, store, found.choices)
+    return Result(
+        title=title,
+        models=tuple(shown),
+        prompts=_questions(plan),
+        samplings=tuple(sampling.label for sampling in plan.axes.samplings),
+        pictures=tuple(dict.fromkeys(pictures)),
+        measured=tuple(found.measured),
+        verdicts=tuple(found.verdicts),
+        drifted=tuple(found.drifted),
+        copied=tuple(found.copied),
+        held_out_ncc=found.held_out_ncc,
+        described=tuple(found.described),
+        cost=tuple(_cost(run) for run in plan.runs.values()),
+        statements=tuple(found.statements),
+        provenance=dict(provenance) | {"extractor": images.extractor.extractor_id},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What a run is held against. seen: its images as the extractor of its real images sees them."""
+
+    run: AskedRun
+    real: RealImages | None
+    seen: Images
+    learning: Learning | None
+    copies: Copies | None
+
+
+def _reference(run: AskedRun, real: RealImages | None, context: _Context, found: _Found) -> _Reference:
+    """Return the real images of a run, ready to be compared with; say what cannot be."""
+    plan, seen = context.plan, context.images
+    if real is None:
+        return _Reference(run, None, seen, None, None)
+    if real.are_slices:
+        seen = Images(plan, context.store, TextureStatistics.fitting(plan.axes.size_px, grey=True))
+    learning = Learning.of(run.label, plan, real, seen.extractor)
+    if not learning.asked and real.captions:
+        found.statements.append(
+            f"{run.label}: none of its captions ({', '.join(real.captions)}) is asked, so what it learnt is not "
+            "measured. Write {caption} into the prompt file."
+        )
+    copies = Copies.of(run.label, plan, real, context.store)
+    if copies is None:
+        found.statements.append(
+            f"{run.label}: images are not of the size of its training images: copying is not measured."
+        )
+    elif copies.held_out_matches:
+        found.held_out_ncc[run.label] = tuple(float(ncc) for ncc in copies.held_out_matches)
+    return _Reference(run, real, seen, learning, copies)
+
+
+def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, found: _Found) -> None:
+    """Measure every model of a run under every sampler, and judge the run by the first of both."""
+    plan = context.plan
+    reference = _reference(run, real, context, found)
+    arms = [arm for arm in plan.arms if arm.run == run.label]
+    base = next(arm for arm in plan.arms if arm.is_base and arm.run == arms[0].base)
+    judged: dict[int | None, Judged] = {}
+    prior: list[tuple[int, PriorDistance]] = []
+    for place in range(len(plan.axes.samplings)):
+        rings = Rings(
+            plan,
+            context.images,
+            place=place,
+            base=base,
+            num_timesteps=context.effort.num_timesteps,
+            images_per_prompt=context.effort.images_per_prompt,
+            seed=context.seed,
+        )
+        for arm in sorted(arms, key=result_first):
+            assert arm.state is not None
+            subject, step = Subject(arm, place), arm.state.step
+            one = _measure_model(subject, reference, rings, context, found)
+            if place == 0 and arm.weight == plan.axes.weights[0]:
+                judged[step] = one
+                if rings and step is not None:
+                    prior.append((step, rings.prior(subject)))
+            context.progress(1)
+    _conclude(run, judged, prior, context, found)
+
+
+def _measure_model(subject: Subject, reference: _Reference, rings: Rings, context: _Context, found: _Found) -> Judged:
+    """Return what a choice among checkpoints needs of a model; its scores and panels go to what was found."""
+    number, seed = context.models[subject.arm], context.seed
+    learning, copies = reference.learning, reference.copies
+    scores: dict[str, Score] = {}
+    skill = forgetting = None
+    if learning is not None:
+        scores, skill = learning_scores(subject, reference.seen, learning, seed=seed)
+    if rings:
+        drift = rings.drift(subject, context.opener, context.store.folder / "drift")
+        concept = learning.concept if learning is not None and learning.asked else None
+        scores |= rings.scores(subject, drift, concept, reference.seen)
+        forgetting = drift.estimate(tuple(drift.changes), seed=seed)
+        found.drifted += rings.drifted(subject, number) if subject.place == 0 else []
+    copied = None if copies is None else copies.measure(subject, context.images, seed=seed)
+    if copies is not None:
+        scores |= copying_scores(copied)
+    found.measured.append(Measured(number, subject.place, scores))
+    state = subject.arm.state
+    assert state is not None
+    if subject.place == 0 and subject.arm.weight == context.plan.axes.weights[0] and state.folder is None:
+        _show_result(subject, reference, copied, context, found)
+    return Judged(state.step or 0, skill, forgetting, None if copied is None else copied.auc)
+
+
+def _show_result(
+    subject: Subject, reference: _Reference, copied: Copying | None, context: _Context, found: _Found
+) -> None:
+    """Keep the nearest copies and the physical descriptors of a run's result."""
+    number, real, learning = context.models[subject.arm], reference.real, reference.learning
+    if copied is not None and reference.copies is not None:
+        found.copied += reference.copies.worst(copied, subject, context.images, context.plan, number, NUM_COPIES)
+    if learning is not None and real is not None and real.are_slices:
+        descriptors, why = described(subject, reference.seen, learning, real, number, seed=context.seed)
+        found.described += descriptors
+        if why:
+            found.statements.append(f"{reference.run.label}: no physical descriptors: {why}")
+
+
+def _conclude(
+    run: AskedRun,
+    judged: Mapping[int | None, Judged],
+    prior: Sequence[tuple[int, PriorDistance]],
+    context: _Context,
+    found: _Found,
+) -> None:
+    """Choose a state of a run and say what it learnt, forgot and copied."""
+    choice = choose(list(judged.values()), context.limits)
+    caveats = []
+    if len(judged) > 1:
+        found.choices[run.label] = choice
+        caveats.append("chosen and reported on the same held-out images, which is a little optimistic")
+    else:
+        reason = "the only state that was evaluated"
+        choice = Choice(choice.step, f"{reason}; {choice.reason}" if choice.dropped else reason, None, choice.dropped)
+    step = choice.step if choice.step is not None else max((s for s in judged if s is not None), default=None)
+    arms = [arm for arm in context.plan.arms if arm.run == run.label and arm.weight == context.plan.axes.weights[0]]
+    arm = next((arm for arm in arms if arm.state is not None and (arm.state.step or 0) == (step or 0)), arms[-1])
+    number = context.models[arm]
+    scores = next(m.scores for m in found.measured if (m.model, m.sampling) == (number, 0))
+    caveats += sorted({s.words for s in scores.values() if s.words.startswith("no verdict")})
+    found.verdicts.append(
+        Verdict(
+            run.label,
+            number,
+            choice.step,
+            choice.reason,
+            _said(scores, "skill", "what it learnt was not measured"),
+            _said(scores, "prior", "what it forgot was not measured: the prompt file has no rings"),
+            _said(scores, "copy_auc", "whether it copies was not measured"),
+            tuple(caveats),
+            onset([(at, each.distance) for at, each in prior], prior[-1][1].limit) if prior else None,
+            prior[-1][1].limit if prior else None,
+        )
+    )
+
+
+def _said(scores: Mapping[str, Score], name: str, otherwise: str) -> str:
+    score = scores.get(name)
+    if score is None:
+        return otherwise
+    return score.words or "measured"
+
+
+def _model(plan: Plan, arm: Arm) -> Model:
+    if arm.state is None:
+        return Model(arm.label, arm.run, None, 1.0, "", is_base=True)
+    run = plan.runs[arm.run]
+    step, per_step, num_images = arm.state.step, run.images_per_step, run.num_images
+    visits = None if step is None or per_step is None else step * per_step
+    epochs = None if visits is None or not num_images else visits / num_images
+    return Model(arm.label, arm.run, step, arm.weight, run.method, is_base=False, image_visits=visits, epochs=epochs)
+
+
+def _questions(plan: Plan) -> tuple[Question, ...]:
+    tokenizer = next(iter(plan.bases.values())).components.tokenizer
+    cut = count_tokens_cut(tokenizer, [asked.text for asked in plan.asked])
+    return tuple(
+        Question(a.text, a.base_text, a.prompt.group, a.prompt.ring, a.prompt.negative, num_cut)
+        for a, num_cut in zip(plan.asked, cut, strict=True)
+    )
+
+
+def _real_pictures(run: AskedRun, real: RealImages, model: int, context: _Context) -> list[Picture]:
+    """Return held-out images beside the generated ones of their caption, one for each seed."""
+    found = []
+    for number, asked in enumerate(context.plan.asked):
+        images = real.held_out.get(asked.text)
+        if images is None or run.label not in asked.caption_of:
+            continue
+        seeds = asked.prompt.seeds or context.plan.axes.seeds
+        spread = images[np.linspace(0, len(images) - 1, min(len(seeds), len(images))).round().astype(int)]
+        keys = keep_real(context.store, spread)
+        found += [Picture(model, number, 0, seed, key) for seed, key in zip(seeds, keys, strict=False)]
+    return found
+
+
+def _write_choices(plan: Plan, store: ImageStore, choices: Mapping[str, Choice]) -> None:
+    for label, choice in choices.items():
+        path = plan.runs[label].path
+        if path.is_dir() and choice.step is not None:
+            content = choice.as_json() | {"evaluation": str(store.folder)}
+            write_text(path / CHOICE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _cost(run: AskedRun) -> dict[str, str]:
+    """Return what a run took, as far as its folder says it."""
+    row = {"run": run.label, "method": run.method or "unknown"}
+    steps, per_step = run.last_step, run.images_per_step
+    if steps is not None:
+        row["optimiser steps"] = f"{steps:,}"
+        if per_step is not None:
+            row["image visits"] = f"{steps * per_step:,}"
+    files = (
+        [run.path]
+        if run.path.is_file()
+        else [p for p in run.path.rglob("*.safetensors") if "checkpoint-" not in str(p.relative_to(run.path))]
+    )
+    row["artefact, MB"] = f"{sum(path.stat().st_size for path in files) / 1e6:.2f}"
+    trained = _num_trained(run)
+    if trained is not None:
+        row["trained parameters"] = f"{trained:,}"
+    return row
+
+
+def _num_trained(run: AskedRun) -> int | None:
+    """Return how many parameters a run trained, from a checkpoint, or from the file of an adapter."""
+    folder = next(iter(run.checkpoints.values()), run.path)
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    count = 0
+    for path in files:
+        if path.name == "optimizer.safetensors":
+            continue
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if not name.startswith("ema/"):
+                    count += int(np.prod(tensors.get_slice(name).get_shape()))
+    return count or None

@@ -1,0 +1,227 @@
+"""The images of an evaluation by model, and what they say of learning: skill, adherence, diversity, descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from data.errors import DataError
+from pipelines.evaluation.grid import Arm, Cell
+from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.real_images import RealImages
+from pipelines.evaluation.result import Described, Score
+from pipelines.evaluation.store import ImageStore
+from pipelines.metrics.adherence import Labelled, adherence, fit_head
+from pipelines.metrics.coverage import coverage
+from pipelines.metrics.distances import Estimate
+from pipelines.metrics.diversity import pairwise_distance, vendi_ratio
+from pipelines.metrics.estimates import mean_over_prompts, prompt_seed, ratio
+from pipelines.metrics.extractors import Extractor
+from pipelines.metrics.fidelity import IN_WORDS, Fidelity, fidelity
+from pipelines.metrics.slices import compare_slices
+
+FEWEST_FOR_COVERAGE = 20
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under one sampler: what is measured."""
+
+    arm: Arm
+    place: int
+
+
+class Images:
+    """The images of an evaluation and their features, by model, sampler and prompt, in the order of the seeds."""
+
+    def __init__(self, plan: Plan, store: ImageStore, extractor: Extractor) -> None:
+        self._plan, self._store, self.extractor = plan, store, extractor
+        self.cells: dict[tuple[Arm, int, int], list[Cell]] = {}
+        self._floor: dict[tuple[Arm, int, int], list[Cell]] = {}
+        for group, cells in ((self.cells, plan.cells), (self._floor, plan.floor)):
+            for cell in cells:
+                group.setdefault((cell.arm, cell.place, cell.asked), []).append(cell)
+        self._features: dict[str, np.ndarray] = {}
+
+    def pictures(self, subject: Subject, asked: int, *, floor: bool = False) -> np.ndarray:
+        """Return float32 (N, H, W, 3) in [0, 1]; N = 0 where the model was not asked this prompt.
+
+        floor: those of the base with other seeds.
+        """
+        cells = (self._floor if floor else self.cells).get((subject.arm, subject.place, asked), [])
+        if not cells:
+            return np.empty((0, self._plan.axes.size_px, self._plan.axes.size_px, 3), dtype=np.float32)
+        return self._store.read_all(self._plan.key(cell) for cell in cells).astype(np.float32) / 255
+
+    def features(self, subject: Subject, asked: int, *, floor: bool = False) -> np.ndarray:
+        """Return the features of the same images, (N, D)."""
+        cells = (self._floor if floor else self.cells).get((subject.arm, subject.place, asked), [])
+        keys = [self._plan.key(cell) for cell in cells]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._features]
+        if missing:
+            found = self.extractor.extract(self._store.read_all(missing).astype(np.float32) / 255)
+            self._features.update(zip(missing, found, strict=True))
+        return np.stack([self._features[key] for key in keys])
+
+    def base_of(self, subject: Subject) -> Subject:
+        """Return the base of a model under the same sampler."""
+        return Subject(
+            next(arm for arm in self._plan.arms if arm.is_base and arm.run == subject.arm.base), subject.place
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """What one run can be compared with: its captions, as places among those asked, and real features of each.
+
+    asked: by caption.
+    """
+
+    asked: Mapping[str, int]
+    training: Mapping[str, np.ndarray]
+    held_out: Mapping[str, np.ndarray]
+    extractor_id: str
+
+    @staticmethod
+    def of(run: str, plan: Plan, real: RealImages, extractor: Extractor) -> Learning:
+        """Return it for the captions of a run that are asked and have real images."""
+        asked: dict[str, int] = {}
+        for place, question in enumerate(plan.asked):
+            if run in question.caption_of and question.text in real.captions:
+                asked.setdefault(question.text, place)
+        return Learning(
+            asked,
+            {caption: extractor.extract(real.training[caption]) for caption in asked},
+            {caption: extractor.extract(real.held_out[caption]) for caption in asked},
+            extractor.extractor_id,
+        )
+
+    @cached_property
+    def concept(self) -> np.ndarray:
+        """Features of all real images."""
+        return np.concatenate([*self.training.values(), *self.held_out.values()])
+
+
+def learning_scores(
+    subject: Subject, images: Images, learning: Learning, *, seed: int
+) -> tuple[dict[str, Score], Estimate | None]:
+    """Return skill, adherence and diversity of a model, means over its captions; and the skill with its draws.
+
+    The skill is None where it is undefined for one of the captions.
+    """
+    if not learning.asked:
+        return {}, None
+    base = images.base_of(subject)
+    found = [
+        fidelity(
+            images.features(subject, asked),
+            images.features(base, asked),
+            learning.held_out[caption],
+            learning.training[caption],
+            extractor_id=learning.extractor_id,
+            seed=prompt_seed(seed, place),
+            num_permutations=200,
+        )
+        for place, (caption, asked) in enumerate(learning.asked.items())
+    ]
+    scores = {
+        "skill": _mean_skill(found, "scd", learning.extractor_id, seed),
+        "kid_skill": _mean_skill(found, "kid", learning.extractor_id, seed),
+        **_diversity(subject, images, learning, seed),
+    }
+    if len(learning.asked) > 1:
+        head = fit_head(
+            "caption",
+            Labelled.of(learning.training),
+            Labelled.of(learning.held_out),
+            extractor_id=learning.extractor_id,
+        )
+        drawn = Labelled.of({caption: images.features(subject, asked) for caption, asked in learning.asked.items()})
+        adhered = adherence(head, drawn, seed=seed)
+        scores["adherence"] = (
+            Score.none("; ".join(adhered.caveats) or "the classifier names hardly any real image")
+            if adhered.ratio is None
+            else Score.of(adhered.ratio, learning.extractor_id, "; ".join(adhered.caveats))
+        )
+    else:
+        scores["adherence"] = Score.none("one caption only: nothing to tell apart")
+    skills = [one.scd.skill for one in found if one.scd.skill is not None]
+    return scores, mean_over_prompts(skills, seed=seed) if len(skills) == len(found) else None
+
+
+def _mean_skill(found: Sequence[Fidelity], kernel: str, extractor_id: str, seed: int) -> Score:
+    each = [one.scd if kernel == "scd" else one.kid for one in found]
+    undefined = [one.verdict for one in each if one.skill is None]
+    if undefined:
+        of = f" ({len(undefined)} of {len(each)} captions)" if len(each) > 1 else ""
+        return Score.none(IN_WORDS[undefined[0]] + of)
+    mean = mean_over_prompts([one.skill for one in each if one.skill is not None], seed=seed)
+    words = _skill_words(mean)
+    caveats = {caveat for one in found for caveat in one.caveats}
+    return Score.of(mean, extractor_id, "; ".join([words, *sorted(caveats)]))
+
+
+def _skill_words(skill: Estimate) -> str:
+    if skill.high < 0:
+        return IN_WORDS["worse"]
+    if skill.low <= 0:
+        return IN_WORDS["inconclusive"]
+    return IN_WORDS["as near as real images"] if skill.high >= 1 else IN_WORDS["better"]
+
+
+def _diversity(subject: Subject, images: Images, learning: Learning, seed: int) -> dict[str, Score]:
+    measures: dict[str, Callable[[np.ndarray, np.ndarray, int], Estimate | None]] = {
+        "vendi": lambda drawn, real, s: vendi_ratio(drawn, real, seed=s),
+        "pairwise": lambda drawn, real, s: ratio(pairwise_distance(drawn, seed=s), pairwise_distance(real, seed=s + 1)),
+        "coverage": lambda drawn, real, s: (
+            coverage(drawn, real, seed=s).ratio if len(real) >= FEWEST_FOR_COVERAGE else None
+        ),
+    }
+    scores = {}
+    for name, measure in measures.items():
+        found = [
+            measure(images.features(subject, asked), learning.held_out[caption], prompt_seed(seed, place))
+            for place, (caption, asked) in enumerate(learning.asked.items())
+        ]
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            scores[name] = Score.none(f"fewer than {FEWEST_FOR_COVERAGE} held-out images of a caption")
+        else:
+            scores[name] = Score.of(mean_over_prompts(known, seed=seed), learning.extractor_id)
+    return scores
+
+
+def described(
+    subject: Subject, images: Images, learning: Learning, real: RealImages, model: int, *, seed: int
+) -> tuple[list[Described], str]:
+    """Return the physical descriptors of a model's slices by caption; and why not, where they cannot be had."""
+    found = []
+    for caption, asked in learning.asked.items():
+        drawn = images.pictures(subject, asked)
+        training, held_out, generated = (
+            each.mean(-1) for each in (real.training[caption], real.held_out[caption], drawn)
+        )
+        try:
+            comparison = compare_slices(training, held_out, generated, um_per_px=real.um_per_px, seed=seed)
+        except DataError as error:
+            return [], " ".join(error.problems)
+        for name, one in comparison.items():
+            found.append(
+                Described(
+                    model,
+                    asked,
+                    name,
+                    one.meaning,
+                    one.unit,
+                    one.value_real,
+                    one.value_generated,
+                    one.ratio,
+                    one.ratio_low,
+                    one.ratio_high,
+                    one.reason or one.verdict,
+                )
+            )
+    return found, ""

@@ -1,0 +1,99 @@
+"""The real images of a run, opened again from its manifest: what it learnt from, and what was held out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError, FilrougeError
+from pipelines.evaluation.states import AskedRun
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Training and held-out images by caption, float32 (N, H, W, 3) in [0, 1].
+
+    um_per_px: their scale; None where they have none. are_slices: whether they are cut from volumes, so that they have
+    grey values and no colour.
+    """
+
+    training: Mapping[str, np.ndarray]
+    held_out: Mapping[str, np.ndarray]
+    um_per_px: float | None
+    are_slices: bool
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions with two images or more on both sides of the split, which can be compared with."""
+        return tuple(
+            caption
+            for caption, images in self.training.items()
+            if len(images) > 1 and len(self.held_out.get(caption, ())) > 1
+        )
+
+
+def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None, str]:
+    """Return at most num_images real images of each caption, or None; and what is missing, in words.
+
+    Nothing is missing where the words are empty. A run whose data has changed or is gone has no real images.
+    """
+    if "source" not in run.manifest:
+        return (
+            None,
+            "was not trained here, so its training images are not known: learning and copying are not measured.",
+        )
+    try:
+        dataset = _same_data(run.manifest)
+        training, held_out = (_pictures(group) for group in _groups(dataset, num_images))
+    except FilrougeError as error:
+        return None, f"its data cannot be opened again ({error}): learning and copying are not measured."
+    real = RealImages(training, held_out, dataset.um_per_px, bool(dataset.grey_values))
+    if not held_out:
+        return real, "has no held-out images: learning is not measured, and copying is not calibrated."
+    if not real.captions:
+        return real, "no caption has two images or more on both sides of the split: learning is not measured."
+    return real, ""
+
+
+def captions_of(run: AskedRun) -> tuple[str, ...]:
+    """Return the prompts under which a run saw its images, from its manifest alone; () where nothing says it."""
+    data = run.manifest.get("data", {})
+    words = data.get("wording", {})
+    if words:
+        return tuple(dict.fromkeys(prompts[0] for prompts in words.values()))
+    cells = [cell["caption"] for cell in data.get("cells", ())]
+    return tuple(dict.fromkeys(cells or data.get("captions", ())))
+
+
+def _groups(dataset: Any, num_images: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+    return dataset.training_pixels(num_images), dataset.held_out_pixels(num_images)
+
+
+def _same_data(manifest: Mapping[str, Any]) -> Any:
+    """Return the dataset of a run; raise DataError when it is not what the run was trained on."""
+    from data.sources import ImageSource
+    from data.wording import RewordedDataset, Wording
+
+    dataset: Any = ImageSource.from_manifest(manifest["source"]).open()
+    before = manifest["data"]
+    if "wording" in before:
+        words = {caption: tuple(prompts) for caption, prompts in before["wording"].items()}
+        dataset = RewordedDataset(dataset, Wording(words), seed=manifest["seed"])
+    now = json.loads(json.dumps(dataset.manifest()))
+    changed = sorted(key for key in now if key in before and now[key] != before[key])
+    if changed:
+        raise DataError("data", f"{', '.join(changed)}: not what the run was trained on.")
+    return dataset
+
+
+def _pictures(pixels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) in [0, 1]."""
+    return {
+        caption: np.clip((images.transpose(0, 2, 3, 1) + 1) / 2, 0, 1).astype(np.float32)
+        for caption, images in pixels.items()
+        if len(images)
+    }

@@ -1,0 +1,265 @@
+"""What an evaluation found: pictures and numbers, as the page shows them and result.json keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pipelines.metrics.distances import Estimate
+from pipelines.metrics.estimates import finite
+
+Section = Literal["learning", "forgetting", "copying", "diversity"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One measure: how it is called, what it says, and which way is better.
+
+    better: "up", "down", or "one" where 1 is as the reference. neutral: the value that says nothing, of the base model,
+    of chance or of real images; None where no value does.
+    """
+
+    title: str
+    section: Section
+    better: Literal["up", "down", "one"]
+    meaning: str
+    neutral: float | None = None
+
+
+KINDS: Mapping[str, Kind] = {
+    "skill": Kind(
+        "skill", "learning", "up", "0 as far from real images as the base, 1 as near as other real images", 0.0
+    ),
+    "kid_skill": Kind("skill, kernel distance", "learning", "up", "the same with the cubic kernel", 0.0),
+    "adherence": Kind(
+        "adherence", "learning", "up", "how often a classifier of real images names the caption, over held-out images"
+    ),
+    "drift": Kind("noise drift", "forgetting", "down", "change of the noise prediction over the base's own error"),
+    "drift_class": Kind("noise drift, class", "forgetting", "down", "the same on the ring of the class word"),
+    "drift_related": Kind("noise drift, related", "forgetting", "down", "the same on the ring of related prompts"),
+    "drift_unrelated": Kind(
+        "noise drift, unrelated", "forgetting", "down", "the same on the ring of unrelated prompts"
+    ),
+    "paired": Kind(
+        "paired drift", "forgetting", "down", "distance of same-seed images over that of base images of other seeds"
+    ),
+    "prior": Kind(
+        "prior distance", "forgetting", "down", "distance to base images of the rings; the floor is base against base"
+    ),
+    "leak": Kind(
+        "leak", "forgetting", "down", "share of images of unrelated prompts taken for the concept, over base", 0.0
+    ),
+    "saturation": Kind("saturation kept", "forgetting", "one", "colour of unrelated images over the base's", 1.0),
+    "likeness": Kind(
+        "class like the concept", "forgetting", "down", "mean cosine of class images and concept, less base's", 0.0
+    ),
+    "copy_auc": Kind(
+        "copy AUC", "copying", "down", "0.5: no nearer to training images than held-out images are; 1: copies", 0.5
+    ),
+    "flagged": Kind(
+        "near-copies", "copying", "down", "share nearer to training than 95 % of held-out images; 5 % expected", 0.05
+    ),
+    "vendi": Kind(
+        "Vendi ratio", "diversity", "one", "effective number of different images, over as many real ones", 1.0
+    ),
+    "pairwise": Kind(
+        "pair distance ratio", "diversity", "one", "mean distance of two images of a prompt, over real ones", 1.0
+    ),
+    "coverage": Kind(
+        "coverage", "diversity", "one", "share of real images with a generated one beside it, over expected", 1.0
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with its 95 % interval, its sample count, what it was measured with, and what may be said.
+
+    words: the verdict, "" where the interval says all. floor: what chance, or base against base, gives.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    num_images: int
+    extractor: str
+    words: str = ""
+    floor: float | None = None
+
+    @staticmethod
+    def of(estimate: Estimate, extractor: str, words: str = "", floor: float | None = None) -> Score:
+        """Return the score of an estimate; below 10 images its words are "no verdict"."""
+        said = "no verdict below 10 images" if estimate.verdict == "none" else words
+        return Score(
+            finite(estimate.value),
+            finite(estimate.low),
+            finite(estimate.high),
+            estimate.num_images,
+            extractor,
+            said,
+            floor,
+        )
+
+    @staticmethod
+    def none(why: str) -> Score:
+        """Return the score of what could not be measured, with the reason."""
+        return Score(None, None, None, 0, "", why)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the evaluation. run: of which run, "base" for the base. is_real: real images, in a model's place."""
+
+    label: str
+    run: str
+    step: int | None
+    weight: float
+    method: str
+    is_base: bool
+    image_visits: int | None = None
+    epochs: float | None = None
+    is_real: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as it was asked. num_tokens_cut: how many tokens of it are not read."""
+
+    text: str
+    base_text: str
+    group: str
+    ring: int | None
+    negative: str
+    num_tokens_cut: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: numbers of its model, prompt and sampler, its seed, and the key under which the store has it."""
+
+    model: int
+    prompt: int
+    sampling: int
+    seed: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All scores of one model under one sampler, by the names in KINDS."""
+
+    model: int
+    sampling: int
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class Drifted:
+    """A pair of images of one prompt and seed, of the base and of a model, and their distance."""
+
+    model: int
+    prompt: int
+    seed: int
+    base_key: str
+    key: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A generated image and the training image most like it. ncc: their correlation, at most 1."""
+
+    model: int
+    prompt: int
+    seed: int
+    key: str
+    training_key: str
+    ncc: float
+    pose: str
+    shift_px: tuple[int, int]
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class Described:
+    """One physical descriptor of a model's slices of one prompt, beside real ones."""
+
+    model: int
+    prompt: int
+    name: str
+    meaning: str
+    unit: str
+    real: float | None
+    generated: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of one run: which checkpoint, why, and one sentence each on what it learnt, forgot and copied.
+
+    caveats: what limits these words. onset: the step from which on it forgets; None where none was found.
+    """
+
+    run: str
+    model: int
+    step: int | None
+    reason: str
+    learnt: str
+    forgot: str
+    copied: str
+    caveats: tuple[str, ...] = ()
+    onset: int | None = None
+    forgetting_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what the evaluation says to it."""
+
+    text: str
+    verdict: Literal["confirmed", "contradicted", "inconclusive"]
+    effect: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """An evaluation.
+
+    samplings: how each sampler is called. statements: what was left out or replaced, and why. cost: rows of named
+    values by run. provenance: what is needed to do it again, in titled values.
+    """
+
+    title: str
+    models: tuple[Model, ...]
+    prompts: tuple[Question, ...]
+    samplings: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    measured: tuple[Measured, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    drifted: tuple[Drifted, ...] = ()
+    copied: tuple[Copied, ...] = ()
+    held_out_ncc: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    described: tuple[Described, ...] = ()
+    cost: tuple[Mapping[str, str], ...] = ()
+    claims: tuple[Claim, ...] = ()
+    statements: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """Return all of it as JSON text, numbers finite."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def scores_of(self, model: int, sampling: int = 0) -> Mapping[str, Score]:
+        """Return the scores of a model under a sampler; {} where none were measured."""
+        return next((m.scores for m in self.measured if (m.model, m.sampling) == (model, sampling)), {})
+
+
+def as_table(rows: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as the texts of a table."""
+    return {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in rows.items()}

@@ -1,0 +1,220 @@
+"""A whole evaluation: plan, draw on one or more processes, measure, write the page."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from tqdm import tqdm
+
+from data.errors import SettingsError
+from pipelines.evaluation.drawing import BaseModel, count_tokens_cut, described, draw, load_bases, parse_schedulers
+from pipelines.evaluation.grid import Asked, Sampling, asked_of
+from pipelines.evaluation.judging import Effort, judge
+from pipelines.evaluation.plan import Axes, Plan, make_plan
+from pipelines.evaluation.prompt_sets import Prompt, PromptFile
+from pipelines.evaluation.real_images import captions_of
+from pipelines.evaluation.states import AskedRun, State
+from pipelines.evaluation.store import ImageStore, write_text
+from pipelines.metrics.selection import Limits
+from pipelines.report.page import write_page
+
+RESULT, PAGE = "result.json", "index.html"
+_LONGEST_WAIT = timedelta(days=7)  # of a process for the others, which draw as many images
+_LIBRARIES = ("filrouge", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
+_SEED = 0  # of resamples, splits and frozen noise
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How large an evaluation is. prompts_per_group: at most as many of each set or ring; None is all."""
+
+    num_seeds: int
+    prompts_per_group: int | None
+    effort: Effort
+
+
+TIERS = {
+    "smoke": Tier(8, 1, Effort(num_real=32, num_timesteps=4, images_per_prompt=4)),
+    "standard": Tier(16, None, Effort(num_real=64, num_timesteps=8, images_per_prompt=16)),
+    "full": Tier(100, None, Effort(num_real=512, num_timesteps=8, images_per_prompt=32)),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for. runs: with their states. schedulers: as written. resolution: None is the base's own."""
+
+    prompt_file: PromptFile
+    runs: tuple[tuple[AskedRun, tuple[State, ...]], ...]
+    all_checkpoints: bool
+    folder: Path
+    base: str | None
+    weights: tuple[float, ...]
+    schedulers: str
+    steps: tuple[int, ...]
+    guidance: tuple[float, ...]
+    seeds: tuple[int, ...] | None
+    batch_size: int
+    resolution: int | None
+    tier: str
+    forgetting_limit: float | None
+    copying_limit: float
+    command: str
+
+
+def evaluate(request: Request) -> Path | None:
+    """Draw what is missing, measure, and return the page; None in all processes but the first.
+
+    Raises SettingsError, DataError or OutputError for what cannot be evaluated, before anything is drawn.
+    """
+    schedulers = parse_schedulers(request.schedulers)
+    process = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)])
+    tier = TIERS[request.tier]
+    prompts, statements = _chosen_prompts(request.prompt_file, tier)
+    bases, base_of = load_bases([run for run, _ in request.runs], request.base, process.device)
+    axes = Axes(
+        request.weights,
+        tuple(Sampling(*each) for each in product(schedulers, request.steps, request.guidance)),
+        request.seeds or tuple(range(tier.num_seeds)),
+        request.resolution or next(iter(bases.values())).components.resolution,
+    )
+    asked = _asked(prompts, request.runs)
+    plan = make_plan(asked, axes, bases, [(run, base_of[run.label], states) for run, states in request.runs])
+    statements += _statements(request, plan, next(iter(bases.values())))
+    store = ImageStore(request.folder)
+    seconds, num_drawn = _draw(plan, store, request, process)
+    process.wait_for_everyone()
+    if not process.is_main_process:
+        process.end_training()
+        return None
+    keyed = plan.keyed()
+    store.write_index(
+        {"key": key, "file": str(store.path(key).relative_to(store.folder)), **described(cell)}
+        for key, cell in keyed.items()
+    )
+    num_measured = len(axes.samplings) * sum(not arm.is_base for arm in plan.arms)
+    with tqdm(total=num_measured, unit="model", desc="measure") as bar:
+        result = judge(
+            plan,
+            store,
+            title=" · ".join(run.label for run, _ in request.runs),
+            effort=tier.effort,
+            limits=Limits(request.forgetting_limit, request.copying_limit),
+            seed=_SEED,
+            device=process.device,
+            statements=statements,
+            provenance=_provenance(request, plan, num_drawn, seconds, process),
+            progress=bar.update,
+        )
+    write_text(store.folder / RESULT, result.as_json())
+    page = write_page(result, store, store.folder / PAGE)
+    process.end_training()
+    for line in result.statements:
+        print(line)
+    for verdict in result.verdicts:
+        print(f"{verdict.run}: {verdict.learnt}; {verdict.forgot}; {verdict.copied}. Checkpoint: {verdict.reason}")
+    return page
+
+
+def _draw(plan: Plan, store: ImageStore, request: Request, process: Accelerator) -> tuple[float, int]:
+    """Draw this process's share of what is missing; return the seconds and the number of images of all processes."""
+    keyed = plan.keyed()
+    missing = [(key, cell) for key, cell in keyed.items() if not store.has(key)]
+    process.wait_for_everyone()  # no process draws before every one has seen what is missing
+    share = missing[process.process_index :: process.num_processes]
+    if process.is_main_process:
+        print(f"{len(keyed)} images, of which {len(keyed) - len(missing)} are there: {store.folder}", flush=True)
+    start = time.perf_counter()
+    of = f" (share of process 1 of {process.num_processes})" if process.num_processes > 1 else ""
+    with tqdm(total=len(share), unit="image", desc=f"draw{of}", disable=not process.is_main_process) as bar:
+        draw(
+            share,
+            store,
+            plan.bases,
+            plan.runs,
+            batch_size=request.batch_size,
+            size_px=plan.axes.size_px,
+            device=process.device,
+            progress=bar.update,
+        )
+    return time.perf_counter() - start, len(missing)
+
+
+def _chosen_prompts(file: PromptFile, tier: Tier) -> tuple[tuple[Prompt, ...], list[str]]:
+    """Return the prompts of a tier, and what is to be said of the others."""
+    statements = []
+    if file.num_repeated:
+        statements.append(f"{file.path}: {file.num_repeated} prompts stand there more than once and are asked once.")
+    if not file.has_rings:
+        statements.append(f"{file.path}: holds no rings of prompts, so forgetting is not measured.")
+    if tier.prompts_per_group is None:
+        return file.prompts, statements
+    taken: dict[str, list[Prompt]] = {}
+    for prompt in file.prompts:
+        taken.setdefault(f"{prompt.ring} {prompt.group}", []).append(prompt)
+    kept = {prompt for group in taken.values() for prompt in group[: tier.prompts_per_group]}
+    if left_out := len(file.prompts) - len(kept):
+        statements.append(f"{file.path}: {left_out} of {len(file.prompts)} prompts are left out by this tier.")
+    return tuple(prompt for prompt in file.prompts if prompt in kept), statements
+
+
+def _asked(prompts: Sequence[Prompt], runs: Sequence[tuple[AskedRun, tuple[State, ...]]]) -> tuple[Asked, ...]:
+    base_prompts: dict[str, str] = {}
+    for run, _ in runs:
+        base_prompts |= run.manifest.get("base_prompts", {})
+    asked = asked_of(prompts, {run.label: captions_of(run) for run, _ in runs}, base_prompts)
+    if not asked:
+        raise SettingsError(
+            "--prompts",
+            "asks for nothing but {caption}, and none of the runs says what its captions are. Write prompts.",
+        )
+    return asked
+
+
+def _statements(request: Request, plan: Plan, base: BaseModel) -> list[str]:
+    found = []
+    for run, states in request.runs:
+        if request.all_checkpoints and len(states) == 1:
+            found.append(f"{run.label}: has no checkpoints, so its result alone is evaluated.")
+        if not captions_of(run):
+            found.append(f"{run.label}: nothing says its captions, so it is not asked {{caption}}.")
+    texts = [asked.text for asked in plan.asked]
+    cut = [count for count in count_tokens_cut(base.components.tokenizer, texts) if count]
+    if cut:
+        room = base.components.tokenizer.model_max_length
+        found.append(
+            f"{len(cut)} of {len(texts)} prompts are longer than the {room} tokens "
+            f"that the text encoder reads: up to {max(cut)} tokens at their ends have no effect."
+        )
+    return found
+
+
+def _provenance(request: Request, plan: Plan, num_drawn: int, seconds: float, process: Accelerator) -> dict[str, str]:
+    device = torch.cuda.get_device_name() if process.device.type == "cuda" else f"{platform.machine()} CPU"
+    facts = {
+        "command": request.command,
+        "prompts": f"{request.prompt_file.path} (sha256 {request.prompt_file.sha256[:16]})",
+        **{
+            f"base {label}".removesuffix(" base"): f"{base.components.name} (fingerprint {base.components.fingerprint})"
+            for label, base in plan.bases.items()
+        },
+        **{f"{arm.label}": f"sha256 {plan.digests[arm][:16]}" for arm in plan.arms if not arm.is_base},
+        "seeds": f"{', '.join(map(str, plan.axes.seeds))}; measures {_SEED}",
+        "size": f"{plan.axes.size_px} px",
+        "tier": request.tier,
+        "device": f"{device}, {process.num_processes} processes, {torch.get_num_threads()} threads",
+        "versions": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+        + f", Python {platform.python_version()}",
+    }
+    if num_drawn:
+        facts["drawn in the last session"] = f"{num_drawn} images, {num_drawn / seconds:.2f} images/s"
+    return facts

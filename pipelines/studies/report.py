@@ -1,0 +1,102 @@
+"""The table of a study as Markdown, and its page: one file that opens from disk and asks no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.evaluation.result import KINDS
+from pipelines.report.charts import NUM_COLOURS, Point, Value, trade_off
+from pipelines.studies.study import Study
+from pipelines.studies.summary import LEVEL, MEASURES, Difference, Row, SeedMean, Summary
+
+_HERE = Path(__file__).parent
+_STYLE = _HERE.parent / "report" / "page.css"
+
+
+def markdown(summary: Summary) -> str:
+    """Return one table for each data, and the differences that are decided."""
+    lines = []
+    for data in dict.fromkeys(row.data for row in summary.rows):
+        heads = ["method", *(KINDS[measure].title for measure in MEASURES), "trained", "MB", "minutes", "GiB"]
+        lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
+        for row in (row for row in summary.rows if row.data == data):
+            cells = [row.method, *(written(row.scores[measure]) for measure in MEASURES)]
+            lines.append(
+                _row([*cells, row.trained, row.artefact_mb, f"{row.minutes:.1f}", f"{row.peak_mib / 1024:.1f}"])
+            )
+        lines += ["", *(f"- {sentence}" for sentence in decisions(summary.differences, data)), ""]
+    return "\n".join(lines)
+
+
+def written(mean: SeedMean | None) -> str:
+    """Return a mean with its interval, or a dash."""
+    return "–" if mean is None else f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+
+
+def decisions(differences: Sequence[Difference], data: str) -> list[str]:
+    """Return one sentence for each measure: which differences of methods the seeds decide."""
+    found = []
+    of_data = [each for each in differences if each.data == data]
+    for measure in dict.fromkeys(each.measure for each in of_data):
+        pairs = [each for each in of_data if each.measure == measure]
+        decided = [each for each in pairs if each.is_decided]
+        said = "; ".join(
+            f"{each.higher} above {each.lower} by {each.difference:.2f} (p = {each.p:.3f})" for each in decided
+        )
+        found.append(
+            f"{KINDS[measure].title}: {len(decided)} of {len(pairs)} pairs decided" + (f": {said}" if said else "")
+        )
+    return found
+
+
+def html(study: Study, summary: Summary, pages: Mapping[str, str], provenance: Mapping[str, str]) -> str:
+    """Return the page. pages: the address of each data's evaluation, relative to this page."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    colours = {method: number % NUM_COLOURS for number, method in enumerate(study.methods)}
+    sections = [
+        {
+            "data": data,
+            "page": pages.get(data),
+            "chart": _chart([row for row in summary.rows if row.data == data], colours),
+            "rows": [row for row in summary.rows if row.data == data],
+            "decisions": decisions(summary.differences, data),
+        }
+        for data in dict.fromkeys(row.data for row in summary.rows)
+    ]
+    return environment.get_template("page.html.j2").render(
+        title=study.path.stem,
+        study=study,
+        sections=sections,
+        measures=[(measure, KINDS[measure]) for measure in MEASURES],
+        colours=colours,
+        written=written,
+        level=LEVEL,
+        provenance=provenance,
+        style=Markup(_STYLE.read_text(encoding="utf-8")),
+    )
+
+
+def _chart(rows: Sequence[Row], colours: Mapping[str, int]) -> Markup:
+    """Return learning against forgetting, one point for each method that has both."""
+    points = [
+        Point(row.method, colours[row.method], _value(prior), _value(skill))
+        for row in rows
+        if (skill := row.scores["skill"]) is not None and (prior := row.scores["prior"]) is not None
+    ]
+    if not points:
+        return Markup("")
+    return trade_off(points, x_title="forgetting: prior distance (less is better)", y_title="learning: skill")
+
+
+def _value(mean: SeedMean) -> Value:
+    return Value(mean.value, mean.low, mean.high)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -1,0 +1,164 @@
+"""What a study found: for each data and method the mean over training seeds, and which differences are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from pipelines.metrics.fidelity import holm
+from pipelines.studies.training import TrainedRun
+
+# by the names of `evaluation.result.KINDS`, in the order of the table
+MEASURES = ("skill", "adherence", "prior", "drift", "leak", "copy_auc", "vendi", "coverage")
+DECIDED_ON = ("skill", "prior", "copy_auc")  # one measure each of learning, forgetting and copying
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """The mean of a measure over training seeds with its 95 % interval.
+
+    num_seeds: how many trainings had the measure. The interval is Student's over trainings; with one training it is
+    that over images, and says nothing of another training.
+    """
+
+    value: float
+    low: float
+    high: float
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one data. scores: by measure; None where no training had it. why: what is said instead, by measure.
+
+    minutes: mean time of a training. peak_mib: largest memory of one. trained, artefact_mb: parameters, and the size
+    of the result.
+    """
+
+    data: str
+    method: str
+    scores: Mapping[str, SeedMean | None]
+    why: Mapping[str, str]
+    minutes: float
+    peak_mib: float
+    trained: str
+    artefact_mb: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two methods on one data and measure. p: of equal means, adjusted for all pairs of this data and measure."""
+
+    data: str
+    measure: str
+    higher: str
+    lower: str
+    difference: float
+    p: float
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the seeds suffice to tell the two apart."""
+        return self.p < LEVEL
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table of a study and its decisions."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "differences": [asdict(each) | {"is_decided": each.is_decided} for each in self.differences],
+        }
+
+
+def summarise(data: str, trained: Sequence[TrainedRun], labels: Sequence[str], result: Mapping[str, Any]) -> Summary:
+    """Return the summary of one data: its trained runs, their labels in the evaluation, and its result.json."""
+    scores = _scores(result)
+    costs = {row["run"]: row for row in result["cost"]}
+    by_method: dict[str, list[int]] = {}
+    for place, each in enumerate(trained):
+        by_method.setdefault(each.run.method, []).append(place)
+    rows = []
+    values: dict[str, dict[str, list[float]]] = {measure: {} for measure in DECIDED_ON}
+    for method, places in by_method.items():
+        means: dict[str, SeedMean | None] = {}
+        why: dict[str, str] = {}
+        for measure in MEASURES:
+            found = [scores[labels[place]].get(measure) for place in places]
+            known = [score for score in found if score is not None and score["value"] is not None]
+            means[measure] = seed_mean(known) if known else None
+            if not known:
+                why[measure] = next((score["words"] for score in found if score is not None), "not measured")
+            if measure in values:
+                values[measure][method] = [score["value"] for score in known]
+        costs_of = [trained[place].cost for place in places]
+        first = costs[labels[places[0]]]
+        rows.append(
+            Row(
+                data,
+                method,
+                means,
+                why,
+                float(np.mean([cost.seconds for cost in costs_of])) / 60,
+                max(cost.peak_mib for cost in costs_of),
+                first.get("trained parameters", ""),
+                first.get("artefact, MB", ""),
+            )
+        )
+    differences = [found for measure in DECIDED_ON for found in differences_of(data, measure, values[measure])]
+    return Summary(tuple(rows), tuple(differences))
+
+
+def seed_mean(scores: Sequence[Mapping[str, Any]]) -> SeedMean:
+    """Return the mean of scores, each {"value", "low", "high"} of one training, with Student's interval over them."""
+    values = np.array([score["value"] for score in scores], dtype=np.float64)
+    if len(values) == 1:
+        return SeedMean(float(values[0]), float(scores[0]["low"]), float(scores[0]["high"]), 1)
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return SeedMean(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
+
+
+def differences_of(data: str, measure: str, values: Mapping[str, Sequence[float]]) -> list[Difference]:
+    """Return every pair of methods with two trainings or more each, by Welch's test and Holm's adjustment.
+
+    Source: B. Welch, "The generalization of Student's problem when several different population variances are
+    involved", Biometrika 1947; `holm`.
+    """
+    known = {method: np.asarray(found, dtype=np.float64) for method, found in values.items() if len(found) > 1}
+    pairs = list(combinations(known, 2))
+    raw = {f"{a}\n{b}": _welch(known[a], known[b]) for a, b in pairs}
+    adjusted = holm(raw)
+    found = []
+    for a, b in pairs:
+        higher, lower = (a, b) if known[a].mean() >= known[b].mean() else (b, a)
+        gap = float(known[higher].mean() - known[lower].mean())
+        found.append(Difference(data, measure, higher, lower, gap, adjusted[f"{a}\n{b}"]))
+    return found
+
+
+def _welch(a: np.ndarray, b: np.ndarray) -> float:
+    if a.var() == 0 and b.var() == 0:  # the statistic is 0 / 0, or infinite
+        return 1.0 if a.mean() == b.mean() else 0.0
+    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of each run's result under the first sampler, by the run's label."""
+    runs = {number: model["run"] for number, model in enumerate(result["models"]) if not model["is_base"]}
+    return {
+        runs[measured["model"]]: measured["scores"]
+        for measured in result["measured"]
+        if measured["sampling"] == 0 and measured["model"] in runs
+    }

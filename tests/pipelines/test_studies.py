@@ -1,0 +1,234 @@
+"""Studies: what a file asks for is what is trained, once, and everything wrong with it is told before that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import OutputError, SettingsError
+from pipelines.studies.report import html, markdown
+from pipelines.studies.study import Run, read_study
+from pipelines.studies.summary import MEASURES, differences_of, seed_mean, summarise
+from pipelines.studies.training import RECORD, Cost, RunFailed, TrainedRun, arguments, check_runs, train_all
+
+GOOD = """
+prompts: configs/prompts/methods.yaml
+tier: smoke
+common: {max_train_steps: 3, rank: 4}
+seeds: [0, 7]
+data:
+  sf_dry: {concept: sf_dry}
+  sf_dry, nine: {concept: sf_dry, images_per_class: 3, max_train_steps: 5}
+methods:
+  lora: {script: lora}
+  lora, rank 2: {script: lora, rank: 2, random_flip: true}
+"""
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_combination_is_one_run_and_the_narrower_option_wins(tmp_path: Path) -> None:
+    study = read_study(_file(tmp_path, GOOD))
+    assert len(study.runs) == 2 * 2 * 2
+    assert len({run.folder_name for run in study.runs}) == 8
+    assert [run.data for run in study.runs] == ["sf_dry"] * 4 + ["sf_dry, nine"] * 4
+    last = study.runs[-1]
+    assert (last.method, last.seed, last.script) == ("lora, rank 2", 7, "lora")
+    assert last.options == {
+        "max_train_steps": 5, "rank": 2, "concept": "sf_dry", "images_per_class": 3, "random_flip": True
+    }  # fmt: skip
+
+
+def test_options_become_the_words_of_a_command_line() -> None:
+    run = Run(
+        "m", "d", 3, "lora", {"rank": 2, "random_flip": True, "center_crop": False, "instance_prompt": ["a b", "c"]}
+    )
+    assert arguments(run) == [
+        *("--rank", "2", "--random_flip", "--no-center_crop", "--instance_prompt", "a b", "c", "--seed", "3")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "found list, expected the keys prompts, tier, common, seeds"),
+        ("methods: {a: [", "not readable as YAML"),
+        ("{}", "data: expected one or more names"),
+        (GOOD.replace("prompts:", "prompt:"), "prompts: missing; expected a file of prompts"),
+        (GOOD.replace("smoke", "small"), "tier: found 'small'. Known: full, smoke, standard."),
+        (GOOD.replace("seeds", "seed"), "seed: unknown key. Did you mean seeds?"),
+        (GOOD.replace("[0, 7]", "[0, 0]"), "seeds: found [0, 0], expected different numbers"),
+        (GOOD.replace("[0, 7]", "[yes]"), "seeds: found [True]"),
+        (GOOD.replace("script: lora}", "script: lorra}"), "methods.lora.script: found 'lorra'. Did you mean lora"),
+        (GOOD.replace("rank: 4", "output_dir: x"), "common.output_dir: is decided by the study"),
+        (GOOD.replace("sf_dry, nine", "../sf_dry"), "data: found the name '../sf_dry'"),
+        (GOOD.replace("sf_dry, nine", "sf dry") + "  lora; rank: {script: lora}\n", "methods: found the name"),
+        (GOOD.replace("lora, rank 2", "lora  rank").replace("  lora:", "  lora rank:"), "methods: two names make one"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_study(_file(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("seeds", "seed").replace("script: lora}", "script: lorra}").replace("rank: 4", "dry_run: true")
+    with pytest.raises(SettingsError) as caught:
+        read_study(_file(tmp_path, text))
+    assert len(caught.value.problems) == 3
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    values = np.random.default_rng(3).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
+    for number, picture in enumerate(values):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a rough thing", encoding="utf-8")
+    return folder
+
+
+def _study(folder: Path, pictures: Path, base: Path, **options: Any) -> Path:
+    common = {
+        "max_train_steps": 2, "train_batch_size": 1, "checkpointing_steps": 1, "num_validation_images": 1,
+        "pretrained_model_name_or_path": str(base), "identifier_report": False, **options,
+    }  # fmt: skip
+    content = {
+        "prompts": "configs/prompts/methods.yaml",
+        "common": common,
+        "data": {"rough": {"train_data_dir": str(pictures)}},
+        "methods": {"lora": {"script": "lora", "rank": 2}},
+    }
+    return _file(folder, json.dumps(content))
+
+
+def test_a_run_is_trained_once_and_a_stopped_one_goes_on(tmp_path: Path, pictures: Path, tiny_base_dir: Path) -> None:
+    study = read_study(_study(tmp_path, pictures, tiny_base_dir))
+    done: list[TrainedRun] = []
+    (trained,) = train_all(study.runs, tmp_path / "out", on_done=done.append)
+    assert [each.folder for each in done] == [trained.folder]
+    artefact = trained.folder / "pytorch_lora_weights.safetensors"
+    record = json.loads((trained.folder / RECORD).read_text())
+    assert record["is_done"]
+    assert trained.cost.seconds > 0.5
+    assert trained.cost.peak_mib > 100
+    before = artefact.stat().st_mtime_ns, artefact.read_bytes()
+    (again,) = train_all(study.runs, tmp_path / "out")
+    assert again.cost == trained.cost
+    assert artefact.stat().st_mtime_ns == before[0]
+
+    (trained.folder / RECORD).write_text(json.dumps({**record, "is_done": False}))
+    artefact.unlink()
+    shutil.rmtree(trained.folder / "checkpoint-2")
+    first = (trained.folder / "checkpoint-1" / "manifest.json").stat().st_mtime_ns
+    (resumed,) = train_all(study.runs, tmp_path / "out")
+    assert (trained.folder / "checkpoint-1" / "manifest.json").stat().st_mtime_ns == first
+    assert artefact.read_bytes() == before[1]
+    assert resumed.cost.seconds > trained.cost.seconds
+
+    changed = read_study(_study(tmp_path, pictures, tiny_base_dir, train_batch_size=2))
+    with pytest.raises(OutputError, match=r"train_batch_size: the study says 2, the run there had 1"):
+        check_runs(changed.runs, tmp_path / "out")
+
+
+def test_an_option_that_a_script_refuses_is_told_before_anything_is_trained(
+    tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    study = read_study(_study(tmp_path, tmp_path / "nowhere", tiny_base_dir))
+    with pytest.raises(SettingsError, match=r"(?s)rough, lora: .*nowhere"):
+        check_runs(study.runs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_says_where_its_log_is(tmp_path: Path, pictures: Path, tiny_base_dir: Path) -> None:
+    study = read_study(_study(tmp_path, pictures, tiny_base_dir, learning_rate=1e30, max_grad_norm=1e30))
+    with pytest.raises(RunFailed, match=r"(?s)ended with 5.*The end of .*\.log.*finite numbers"):
+        train_all(study.runs, tmp_path / "out")
+
+
+def _score(value: float | None, words: str = "") -> dict[str, Any]:
+    return {"value": value, "low": None if value is None else value - 0.1, "high": value, "words": words}
+
+
+def test_the_interval_of_a_mean_over_seeds_is_students() -> None:
+    """Three trainings: 4.303 standard errors of the mean (t, two degrees of freedom, 97.5 %)."""
+    mean = seed_mean([_score(0.1), _score(0.2), _score(0.3)])
+    assert mean.num_seeds == 3
+    assert mean.value == pytest.approx(0.2)
+    assert mean.high - mean.value == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert mean.value - mean.low == pytest.approx(mean.high - mean.value)
+    alone = seed_mean([_score(0.5)])
+    assert (alone.low, alone.value, alone.high, alone.num_seeds) == (0.4, 0.5, 0.5, 1)
+
+
+def test_differences_are_decided_by_the_spread_over_seeds() -> None:
+    values = {"a": [0.80, 0.81, 0.82], "b": [0.50, 0.51, 0.52], "c": [0.3, 0.8, 0.6], "once": [0.1]}
+    found = {(each.higher, each.lower): each for each in differences_of("d", "skill", values)}
+    assert set(found) == {("a", "b"), ("a", "c"), ("c", "b")}
+    assert found["a", "b"].is_decided
+    assert found["a", "b"].difference == pytest.approx(0.3)
+    assert not found["a", "c"].is_decided
+    same = differences_of("d", "skill", {"a": [0.5, 0.5], "b": [0.5, 0.5], "c": [0.6, 0.6]})
+    assert [each.p for each in same] == [1.0, 0.0, 0.0]
+
+
+def _found(folder: Path) -> tuple[Any, Any]:
+    """A study of two methods and two seeds, and what its summary is, from a result as an evaluation writes it."""
+    study = read_study(_file(folder, GOOD))
+    runs = [run for run in study.runs if run.data == "sf_dry"]
+    trained = [TrainedRun(run, folder, Cost(60.0 * (1 + run.seed), 512.0)) for run in runs]
+    labels = [f"{run.method} <{run.seed}>" for run in runs]
+    values = [0.80, 0.82, 0.40, 0.42]
+    result = {
+        "models": [{"run": "base", "is_base": True}, *({"run": label, "is_base": False} for label in labels)],
+        "measured": [
+            {
+                "model": 1 + place,
+                "sampling": 0,
+                "scores": {
+                    "skill": _score(value),
+                    "prior": _score(value / 2),
+                    "adherence": _score(None, "one word"),
+                },
+            }
+            for place, value in enumerate(values)
+        ],
+        "cost": [{"run": label, "artefact, MB": "3.7", "trained parameters": "968,832"} for label in labels],
+    }
+    return study, summarise("sf_dry", trained, labels, result)
+
+
+def test_a_summary_has_a_row_for_each_method_with_its_cost(tmp_path: Path) -> None:
+    _, summary = _found(tmp_path)
+    first, second = summary.rows
+    assert (first.method, first.minutes, first.artefact_mb, first.trained) == ("lora", 4.5, "3.7", "968,832")
+    assert first.scores["skill"].value == pytest.approx(0.81)
+    assert second.scores["skill"].value == pytest.approx(0.41)
+    assert first.scores["adherence"] is None
+    assert first.why["adherence"] == "one word"
+    assert set(first.scores) == set(MEASURES)
+    assert {(d.measure, d.higher) for d in summary.differences} == {("skill", "lora"), ("prior", "lora")}
+
+
+def test_table_and_page_say_the_same_and_no_name_becomes_markup(tmp_path: Path) -> None:
+    study, summary = _found(tmp_path)
+    table = markdown(summary)
+    assert "| lora | 0.81 [0.68, 0.94] | – |" in table
+    assert "skill: 1 of 1 pairs decided: lora above" in table
+    page = html(study, summary, {"sf_dry": "evaluations/sf_dry/index.html"}, {"command": "x <script>alert(1)</script>"})
+    assert "0.81 [0.68, 0.94]" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert 'href="evaluations/sf_dry/index.html"' in page
+    assert "http" not in page.replace("http-equiv", "")
