@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, OutputError, SettingsError
 from data.exits import Parser, exit_code
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from data.checks.report import Report
     from data.sources import ImageSource
 
-DATA_VARIABLE = "FILROUGE_DATA"  # as in training
 RESOLUTION = 64  # of the embedded base model
 
 
@@ -86,26 +85,13 @@ def _source(arguments: argparse.Namespace) -> ImageSource:
 
 def _data_root(arguments: argparse.Namespace) -> Path:
     """Return the folder of the data of a concept; without one that of the generated stand-ins, as training does."""
-    if arguments.data_root is not None:
-        root: Path = arguments.data_root
-        return root
-    if os.environ.get(DATA_VARIABLE):
-        return Path(os.environ[DATA_VARIABLE])
-    from tqdm import tqdm
+    found: Path | None = arguments.data_root or data_root()
+    if found is None:
+        from data.stand_ins import generated_data
 
-    from data.cache_folder import cache_folder
-    from data.concepts import CONCEPTS, load_concept
-    from data.dtd import CLASSES
-    from data.synthetic.textures import IMAGES_PER_CLASS, ensure_dtd
-    from data.synthetic.weave import ensure_volumes
-
-    if load_concept(arguments.concept, CONCEPTS).textures:
-        with tqdm(total=len(CLASSES) * IMAGES_PER_CLASS, unit="image", desc="drawing textures", delay=1) as bar:
-            root = ensure_dtd(cache_folder(), bar.update)
-    else:
-        root = ensure_volumes(cache_folder())
-    print(f"No --data_root and no {DATA_VARIABLE}: looking at generated stand-ins in {root}.\n")
-    return root
+        found, said = generated_data(arguments.concept)
+        print(f"{said}\n")
+    return found
 
 
 def _subject(arguments: argparse.Namespace) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.cache_folder import cache_folder
+from data.environment import cache_folder
 from data.tif_layout import by
 from data.tif_stacks import Stack, memory_budget_bytes
 from data.volume_specs import VolumeError

@@ -8,8 +8,10 @@ uninterrupted one.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def derive(seed: int, *key: int | str) -> int:
@@ -26,6 +28,8 @@ def derive(seed: int, *key: int | str) -> int:
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
     """Return a numpy generator for one draw of a run."""
+    import numpy as np  # here: settings are read before it is loaded
+
     return np.random.default_rng(derive(seed, *key))
 
 

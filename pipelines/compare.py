@@ -18,7 +18,6 @@ from data.exits import Parser, exit_code
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.dataset import ConceptDataset
 
 COLUMNS = 8  # images of each kind in the picture
 
@@ -30,10 +29,11 @@ def main(argv: Sequence[str]) -> None:
 
     from data.splits import manifest_hash
     from pipelines.components import build_pipeline, load_components
+    from pipelines.run_data import reopened
     from pipelines.runs import attach, is_whole, open_tuned, predicting_as
     from pipelines.sampling import sample
 
-    dataset = _same_data(arguments.adapter, manifest)
+    dataset = reopened(arguments.adapter, manifest)
     count = arguments.num_images
     real = {
         name: _pictures(pixels)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
             drawn[name] = dict(zip(captions, pictures, strict=True))
     scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
-    scores["data_hash"] = manifest_hash(dataset.manifest())  # that of the run: `_same_data` refuses any other
+    scores["data_hash"] = manifest_hash(dataset.manifest())  # that of the run: `reopened` refuses any other
     folder = arguments.adapter / "compare"
     folder.mkdir(exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
@@ -207,28 +207,6 @@ def _read_run(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise OutputError(str(path), "is not JSON; expected the folder of a run that has ended.") from None
     return manifest
-
-
-def _same_data(folder: Path, manifest: Mapping[str, Any]) -> ConceptDataset:
-    """Open the data of a run again; raise DataError when it is not what the run was trained on."""
-    from data.sources import ImageSource
-    from data.wording import RewordedDataset, Wording
-
-    dataset: ConceptDataset = ImageSource.from_manifest(manifest["source"]).open()
-    before = manifest["data"]
-    if "wording" in before:
-        words = {caption: tuple(prompts) for caption, prompts in before["wording"].items()}
-        dataset = RewordedDataset(dataset, Wording(words), seed=manifest["seed"])
-    now = json.loads(json.dumps(dataset.manifest()))
-    problems = []
-    for key in (key for key in now if now[key] != before.get(key)):
-        what = key
-        if key == "volumes":
-            what = ", ".join(volume["file"] for state, volume in now[key].items() if before[key].get(state) != volume)
-        problems.append(f"{what}: not that of the run; its content has changed, or its window, planes or split.")
-    if problems:
-        raise DataError(str(folder), *problems)
-    return dataset
 
 
 def comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[str, ...]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, OutputError, SettingsError
 from data.exits import Parser, exit_code
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from data.sources import ImageSource
     from pipelines.metrics.ceiling import Scale, Space
 
-DATA_VARIABLE = "FILROUGE_DATA"  # as in training
 NUM_SCALES = 3  # tried where one or none is given, each half of the one before
 
 
@@ -225,17 +224,13 @@ def _source(arguments: argparse.Namespace, resolution: int) -> ImageSource:
 
 def _data_root(arguments: argparse.Namespace) -> Path:
     """Return the folder of the data of a concept; without one that of the generated stand-ins, as training does."""
-    if arguments.data_root is not None or os.environ.get(DATA_VARIABLE):
-        return Path(arguments.data_root or os.environ[DATA_VARIABLE])
-    from data.cache_folder import cache_folder
-    from data.concepts import CONCEPTS, load_concept
-    from data.synthetic.textures import ensure_dtd
-    from data.synthetic.weave import ensure_volumes
+    found: Path | None = arguments.data_root or data_root()
+    if found is None:
+        from data.stand_ins import generated_data
 
-    textures = load_concept(arguments.concept, CONCEPTS).textures
-    root = ensure_dtd(cache_folder()) if textures else ensure_volumes(cache_folder())
-    print(f"No --data_root and no {DATA_VARIABLE}: looking at generated stand-ins in {root}.")
-    return root
+        found, said = generated_data(arguments.concept)
+        print(said)
+    return found
 
 
 def _output_folder(arguments: argparse.Namespace) -> Path:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.cache_folder import cache_folder
 from data.checks.facts import ImageFacts, image_facts
 from data.checks.facts_cache import FactsCache, FileState
 from data.checks.processes import parallel_map, usable_processes
+from data.environment import cache_folder
 from data.errors import DataError
 from data.image_files import ImageFile
 from data.images import decode_image, read_content

@@ -8,7 +8,6 @@ there. So pydantic reads both by the same rules: `mixed_precision: no` is the wo
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +21,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from data.environment import DATA_VARIABLE, data_root
 from data.errors import SettingsError, nearest
 from data.exits import exit_code
-from finetune.core.settings import ALIASES, DATA_VARIABLE, LENGTHS, SWITCHES, ConceptSettings, DdpmSettings, Settings
+from finetune.core.settings import ALIASES, LENGTHS, SWITCHES, ConceptSettings, DdpmSettings, Settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,8 +62,8 @@ def load_settings(model_class: type[S], method: str, argv: Sequence[str], config
     flags, config_file = _read_flags(model_class, argv)
     config = _read_yaml(model_class, Path(config_file)) if config_file is not None else _Layer()
     environment = _Layer()
-    if "data_root" in model_class.model_fields and os.environ.get(DATA_VARIABLE):
-        environment.values["data_root"] = _Given(os.environ[DATA_VARIABLE], DATA_VARIABLE)
+    if "data_root" in model_class.model_fields and (root := data_root()) is not None:
+        environment.values["data_root"] = _Given(str(root), DATA_VARIABLE)
     return _resolve(model_class, method, [method_layer, config, environment, flags])
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
-from data.cache_folder import cache_folder
 from data.captions import with_article
-from data.concepts import CONCEPTS, load_concept
 from data.dataset import ConceptDataset
-from data.dtd import CLASSES
+from data.environment import cache_folder
 from data.errors import SettingsError
 from data.sources import ImageSource, refuse_unused
-from data.synthetic.textures import IMAGES_PER_CLASS, ensure_dtd
-from data.synthetic.weave import ensure_volumes
+from data.stand_ins import generated_data
 from data.wording import RewordedDataset, Wording
 from finetune.core.class_images import ClassImages, ClassRecipe, class_images
 from finetune.core.settings import (
@@ -60,13 +55,9 @@ def open_source(
     """
     data_root = settings.data_root
     if settings.concept is not None and data_root is None:
-        textures = bool(load_concept(settings.concept, CONCEPTS).textures)
         with accelerator.main_process_first():
-            data_root = _generated_textures() if textures else ensure_volumes(cache_folder())
-        accelerator.print(
-            f"No --data_root and no FILROUGE_DATA: using generated stand-ins in {data_root}.\n"
-            + ("They are drawn by code; they are not DTD." if textures else "They are not your material.")
-        )
+            data_root, said = generated_data(settings.concept)
+        accelerator.print(said)
     source = ImageSource(
         concept=settings.concept,
         data_root=data_root if settings.concept is not None else None,
@@ -93,11 +84,6 @@ def open_source(
     dataset = source.open()
     accelerator.print("\n".join(dataset.notes))
     return ConceptImages(source, dataset)
-
-
-def _generated_textures() -> Path:
-    with tqdm(total=len(CLASSES) * IMAGES_PER_CLASS, unit="image", desc="drawing textures", delay=1) as bar:
-        return ensure_dtd(cache_folder(), bar.update)
 
 
 def captioned(images: ConceptImages, settings: ConceptSettings) -> ConceptDataset:

@@ -15,12 +15,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from data.dtd import NUM_SPLITS
+from data.environment import DATA_VARIABLE
 from data.errors import OutputError
 from data.image_splits import SplitBy
 from finetune.core import optimizer_options
 from finetune.core.optimizer_options import OptimizerName
 
-DATA_VARIABLE = "FILROUGE_DATA"
 # Spellings of other scripts' flags, and switches that stand for one value (DreamBooth's --offset_noise is 0.1 there).
 ALIASES = {
     "validation_prompts": "validation_prompt",

@@ -14,8 +14,8 @@ from torch import Tensor
 from data.dataset import ConceptDataset
 from data.errors import DataError
 from data.labelled_pictures import open_labelled
-from data.sources import ImageSource
 from pipelines.pixel_model import PixelModel
+from pipelines.run_data import refuse_changed, reopened
 
 Side = Literal["training", "held-out"]
 
@@ -28,25 +28,18 @@ def open_pictures(run: Path) -> ConceptDataset:
     manifest = _manifest(run)
     source, settings = manifest["source"], manifest["settings"]
     data_format = source.get("data_format", "images")
-    dataset: ConceptDataset
     if data_format == "images":
-        dataset = ImageSource.from_manifest(source).open()
-    else:
-        dataset = open_labelled(
-            data_format,
-            Path(source["train_data_dir"]),
-            resolution=settings["resolution"],
-            seed=manifest["seed"],
-            images_per_class=settings["images_per_class"],
-            random_flip=settings["random_flip"],
-            proportion_empty_prompts=settings["proportion_empty_labels"] if settings["class_conditional"] else 0.0,
-        )
-    now = json.loads(json.dumps(dataset.manifest()))
-    changed = [key for key in now if now[key] != manifest["data"].get(key)]
-    if changed:
-        raise DataError(
-            str(run), f"its data is not that of the run any more: {', '.join(changed)} changed. Bring back the files."
-        )
+        return reopened(run, manifest)
+    dataset = open_labelled(
+        data_format,
+        Path(source["train_data_dir"]),
+        resolution=settings["resolution"],
+        seed=manifest["seed"],
+        images_per_class=settings["images_per_class"],
+        random_flip=settings["random_flip"],
+        proportion_empty_prompts=settings["proportion_empty_labels"] if settings["class_conditional"] else 0.0,
+    )
+    refuse_changed(run, dataset, manifest["data"])
     return dataset
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data.errors import DataError, FilrougeError
+from data.errors import FilrougeError
 from pipelines.evaluation.states import AskedRun
+from pipelines.run_data import reopened
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None,
             "was not trained here, so its training images are not known: learning and copying are not measured.",
         )
     try:
-        dataset = _same_data(run.manifest)
+        dataset = reopened(run.path, run.manifest)
         training, held_out = (_pictures(group) for group in _groups(dataset, num_images))
     except FilrougeError as error:
         return None, f"its data cannot be opened again ({error}): learning and copying are not measured."
@@ -71,23 +71,6 @@ def captions_of(run: AskedRun) -> tuple[str, ...]:
 
 def _groups(dataset: Any, num_images: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
     return dataset.training_pixels(num_images), dataset.held_out_pixels(num_images)
-
-
-def _same_data(manifest: Mapping[str, Any]) -> Any:
-    """Return the dataset of a run; raise DataError when it is not what the run was trained on."""
-    from data.sources import ImageSource
-    from data.wording import RewordedDataset, Wording
-
-    dataset: Any = ImageSource.from_manifest(manifest["source"]).open()
-    before = manifest["data"]
-    if "wording" in before:
-        words = {caption: tuple(prompts) for caption, prompts in before["wording"].items()}
-        dataset = RewordedDataset(dataset, Wording(words), seed=manifest["seed"])
-    now = json.loads(json.dumps(dataset.manifest()))
-    changed = sorted(key for key in now if key in before and now[key] != before[key])
-    if changed:
-        raise DataError("data", f"{', '.join(changed)}: not what the run was trained on.")
-    return dataset
 
 
 def _pictures(pixels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

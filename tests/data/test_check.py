@@ -598,10 +598,10 @@ def test_a_volume_too_small_for_a_crop_is_refused(scans: Path) -> None:
 def test_the_generated_stand_in_is_checked_where_there_is_no_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("data.synthetic.weave.ensure_volumes", lambda _: scans)
+    monkeypatch.setattr("data.stand_ins.ensure_volumes", lambda _: scans)
     monkeypatch.chdir(tmp_path)
     main(["--concept", "sf_dry_warp", "--resolution", "32"])
-    assert "looking at generated stand-ins" in capsys.readouterr().out
+    assert "using generated stand-ins" in capsys.readouterr().out
     assert (tmp_path / "check-sf_dry_warp" / "check.html").is_file()
 
 

@@ -267,7 +267,7 @@ METHODS = {
 
 def test_every_recipe_is_valid_for_the_script_that_its_header_names() -> None:
     folder = Path(__file__).resolve().parents[2] / "configs"
-    recipes = sorted((folder / "studies").glob("*.yaml"))
+    recipes = [path for path in sorted((folder / "studies").glob("*.yaml")) if path.name != "methods.yaml"]
     assert len(recipes) >= 11
     for path in recipes:
         command = path.read_text().splitlines()[0]

@@ -12,11 +12,22 @@ import pytest
 from PIL import Image
 
 from data.errors import OutputError, SettingsError
+from finetune.core import settings as options
+from finetune.core.cli import load_settings
+from pipelines.evaluation.prompt_sets import read_prompt_file
 from pipelines.studies.report import html, markdown
-from pipelines.studies.study import Run, read_study
+from pipelines.studies.study import SCRIPTS, Run, read_study
 from pipelines.studies.summary import MEASURES, differences_of, seed_mean, summarise
 from pipelines.studies.training import RECORD, Cost, RunFailed, TrainedRun, arguments, check_runs, train_all
 
+METHODS = {
+    "full_unet": options.FullUnetSettings,
+    "textual_inversion": options.TextualInversionSettings,
+    "dreambooth": options.DreamboothSettings,
+    "lora": options.LoraSettings,
+    "lora_dreambooth": options.LoraDreamboothSettings,
+    "pivotal_tuning": options.PivotalTuningSettings,
+}
 GOOD = """
 prompts: configs/prompts/methods.yaml
 tier: smoke
@@ -47,6 +58,17 @@ def test_every_combination_is_one_run_and_the_narrower_option_wins(tmp_path: Pat
     assert last.options == {
         "max_train_steps": 5, "rank": 2, "concept": "sf_dry", "images_per_class": 3, "random_flip": True
     }  # fmt: skip
+
+
+def test_the_study_of_all_methods_is_valid_and_has_all_of_them() -> None:
+    path = Path(__file__).resolve().parents[2] / "configs" / "studies" / "methods.yaml"
+    study = read_study(path)
+    assert f"--study configs/studies/{path.name}" in path.read_text(encoding="utf-8").splitlines()[0]
+    assert {run.script for run in study.runs} == set(SCRIPTS)
+    assert len(study.runs) == len(study.methods) * len(study.data) * len(study.seeds) >= 54
+    for run in study.runs:
+        load_settings(METHODS[run.script], run.script, arguments(run), path.parents[1])
+    assert read_prompt_file(path.parents[2] / study.prompts).has_rings
 
 
 def test_options_become_the_words_of_a_command_line() -> None:

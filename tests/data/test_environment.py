@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cache_folder import cache_folder
+from data.environment import cache_folder
 
 
 def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
