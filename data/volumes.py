@@ -9,27 +9,12 @@ from functools import cached_property
 
 import numpy as np
 
-from data.decoded_stacks import decoded
-from data.slice_folders import open_slice_folder
-from data.stack_writer import write_stack
-from data.tif_layout import by
-from data.tif_stacks import Stack, map_voxels, open_stack
-from data.volume_specs import PLANES, SPECS_FILE, STATE_FILES, VolumeError, VolumeSpec, read_volume_specs
-from data.windows import find_window, unit_to_native, window_to_unit
-
-__all__ = [
-    "PLANES",
-    "SPECS_FILE",
-    "STATE_FILES",
-    "Volume",
-    "VolumeError",
-    "VolumeSpec",
-    "open_volume",
-    "read_volume_specs",
-    "unit_to_native",
-    "window_to_unit",
-    "write_stack",
-]
+from data.tif.decoded import decoded
+from data.tif.layout import by
+from data.tif.slice_folders import open_slice_folder
+from data.tif.stacks import Stack, map_voxels, open_stack
+from data.volume_specs import SPECS_FILE, VolumeError, VolumeSpec
+from data.windows import find_window
 
 SIZE_TOLERANCE = 0.02  # by which a declared voxel size may differ from the file's own without a word
 

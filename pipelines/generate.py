@@ -104,7 +104,7 @@ def _write_stack(path: Path, row: np.ndarray, grey: dict[str, Any], um_per_px: f
     """
     import numpy as np
 
-    from data.stack_writer import write_stack
+    from data.tif.writer import write_stack
     from data.windows import unit_to_native
 
     low, high = grey["window"]

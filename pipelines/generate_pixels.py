@@ -123,7 +123,7 @@ def _write_stack(folder: Path, stem: str, model: PixelModel, label: str, row: np
     """
     import numpy as np
 
-    from data.stack_writer import write_stack
+    from data.tif.writer import write_stack
     from data.windows import unit_to_native
 
     windows = [dict(values) for values in model.grey_values.values()]

@@ -19,7 +19,8 @@ from data.dataset import CellImages, SliceDataset
 from data.errors import DataError
 from data.sources import ImageSource
 from data.splits import BlockSplit, slice_correlation
-from data.volumes import Volume, open_volume, read_volume_specs
+from data.volume_specs import read_volume_specs
+from data.volumes import Volume, open_volume
 
 _BINS = 96
 _LONGEST_LAG = 200  # of the curves that are shown

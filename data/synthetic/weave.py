@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from data.randomness import derive, generator
-from data.stack_writer import write_stack
+from data.tif.writer import write_stack
 from data.volume_specs import STATE_FILES
 
 GENERATOR_VERSION = 1  # raised whenever the same seed gives other voxels

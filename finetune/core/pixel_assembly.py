@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from data.dataset import ConceptDataset
 from data.errors import SettingsError, nearest
-from data.labelled_pictures import open_labelled
+from data.labelled.pictures import open_labelled
 from finetune.core import pixel_models
 from finetune.core.concept_images import open_source
 from finetune.core.method import Objective

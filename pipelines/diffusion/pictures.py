@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.dataset import ConceptDataset
 from data.errors import DataError
-from data.labelled_pictures import open_labelled
+from data.labelled.pictures import open_labelled
 from pipelines.pixel_model import PixelModel
 from pipelines.run_data import refuse_changed, reopened
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data.captions import STATES, cell_caption, dropped
-from data.volumes import PLANES, STATE_FILES
+from data.volume_specs import PLANES, STATE_FILES
 
 POSITIONS = 4000
 

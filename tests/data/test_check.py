@@ -21,7 +21,7 @@ from data.checks.images import examine_images
 from data.errors import DataError, FilrougeError, OutputError, SettingsError
 from data.exits import exit_code
 from data.sources import ImageSource
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 from finetune.core.settings import LoraSettings
 
 Tree = dict[str, bytes | str]

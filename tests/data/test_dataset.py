@@ -17,7 +17,9 @@ from data.dataset import SliceDataset, build_slice_dataset
 from data.errors import DataError, SettingsError
 from data.slices import BLANK_CONTRAST, CellImages, PixelScale, find_slices
 from data.splits import manifest_hash, split_volume
-from data.volumes import PLANES, Volume, VolumeSpec, unit_to_native
+from data.volume_specs import PLANES, VolumeSpec
+from data.volumes import Volume
+from data.windows import unit_to_native
 
 SHAPE = (12, 20, 60)  # 14,400 voxels: each can have a 16-bit value of its own
 CROP = 8

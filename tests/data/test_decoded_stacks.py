@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.decoded_stacks
-from data.decoded_stacks import decoded
-from data.tif_stacks import Stack, open_stack
+import data.tif.decoded
+from data.tif.decoded import decoded
+from data.tif.stacks import Stack, open_stack
 from data.volume_specs import VolumeError
 from tests.tif_variants import by_tifffile, voxels_of
 
@@ -192,10 +192,10 @@ def test_what_fits_neither_on_the_disk_nor_into_memory_is_refused(
     packed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.write_text("a file")
-    monkeypatch.setattr(data.decoded_stacks, "memory_budget_bytes", lambda: voxels_of().nbytes - 1)
+    monkeypatch.setattr(data.tif.decoded, "memory_budget_bytes", lambda: voxels_of().nbytes - 1)
     with pytest.raises(VolumeError, match=r"GiB.*FILROUGE_CACHE"):
         decoded(open_stack(packed))
-    monkeypatch.setattr(data.decoded_stacks, "memory_budget_bytes", lambda: voxels_of().nbytes)
+    monkeypatch.setattr(data.tif.decoded, "memory_budget_bytes", lambda: voxels_of().nbytes)
     decoded(open_stack(packed))
 
 
@@ -206,7 +206,7 @@ def test_order_and_borders_of_the_files_are_a_part_of_the_key(tmp_path: Path, pa
     second.write_bytes(b"c")
     third.write_bytes(b"abc")
     keys = {
-        data.decoded_stacks._content_key(replace(stack, files=files))
+        data.tif.decoded._content_key(replace(stack, files=files))
         for files in ((first, second), (second, first), (third,))
     }
     assert len(keys) == 3

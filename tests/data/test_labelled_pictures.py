@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.cifar_files import HELD_OUT, NAMES, TRAINING, read_cifar10
 from data.errors import DataError, SettingsError
-from data.idx_files import read_idx, read_mnist
-from data.labelled_pictures import LabelledDataset, LabelledPictures, open_labelled
+from data.labelled.cifar import HELD_OUT, NAMES, TRAINING, read_cifar10
+from data.labelled.idx import read_idx, read_mnist
+from data.labelled.pictures import LabelledDataset, LabelledPictures, open_labelled
 
 RNG = np.random.default_rng(12)
 DIGITS = RNG.integers(0, 256, (23, 28, 28), dtype=np.uint8)

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data.slice_folders import open_slice_folder
+from data.tif.slice_folders import open_slice_folder
 from data.volume_specs import VolumeError
 from tests.tif_variants import voxels_of
 

@@ -20,7 +20,8 @@ from data.splits import (
     split_volume,
     whole_block,
 )
-from data.volumes import PLANES, Volume, VolumeSpec
+from data.volume_specs import PLANES, VolumeSpec
+from data.volumes import Volume
 
 MAPS = [dict(zip(PLANES, axes, strict=True)) for axes in itertools.permutations(range(3))]
 DEFAULT = MAPS[0]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.errors import OutputError
-from data.stack_writer import write_stack
-from data.tif_stacks import map_voxels, open_stack
+from data.tif.stacks import map_voxels, open_stack
+from data.tif.writer import write_stack
 from tests.tif_variants import voxels_of
 
 

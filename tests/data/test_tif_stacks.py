@@ -20,8 +20,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.tif_stacks
-from data.tif_stacks import Stack, map_voxels, open_stack
+import data.tif.stacks
+from data.tif.stacks import Stack, map_voxels, open_stack
 from data.volume_specs import VolumeError
 from tests.tif_variants import BAD, GOOD, SHAPE, by_tifffile, cut, voxels_of
 
@@ -152,13 +152,13 @@ def test_a_warning_of_the_reader_refuses_the_file_unless_it_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     by_tifffile(compression="zlib")(tmp_path / "a.tif", voxels_of())
-    check = data.tif_stacks.refuse_other_axes
+    check = data.tif.stacks.refuse_other_axes
 
     def warn(*arguments: object) -> object:
         logging.getLogger("tifffile").warning("a tag is strange")
         return check(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(data.tif_stacks, "refuse_other_axes", warn)
+    monkeypatch.setattr(data.tif.stacks, "refuse_other_axes", warn)
     with pytest.raises(VolumeError, match=r"a tag is strange.*accept_warnings: true"):
         open_stack(tmp_path / "a.tif")
     stack = open_stack(tmp_path / "a.tif", accept_warnings=True)
@@ -218,11 +218,11 @@ def test_a_page_that_does_not_fit_into_memory_is_refused_before_it_is_decoded(
 ) -> None:
     by_tifffile(compression="zlib")(tmp_path / "zlib.tif", voxels_of())
     by_tifffile()(tmp_path / "plain.tif", voxels_of())
-    monkeypatch.setattr(data.tif_stacks, "memory_budget_bytes", lambda: 239)
+    monkeypatch.setattr(data.tif.stacks, "memory_budget_bytes", lambda: 239)
     with pytest.raises(VolumeError, match="one page takes"):
         open_stack(tmp_path / "zlib.tif")
     assert open_stack(tmp_path / "plain.tif").shape == SHAPE
-    monkeypatch.setattr(data.tif_stacks, "memory_budget_bytes", lambda: 240)
+    monkeypatch.setattr(data.tif.stacks, "memory_budget_bytes", lambda: 240)
     assert open_stack(tmp_path / "zlib.tif").shape == SHAPE
 
 
@@ -253,7 +253,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 sys.modules["imagecodecs"] = None
 import numpy as np
-from data.tif_stacks import open_stack
+from data.tif.stacks import open_stack
 from data.volume_specs import VolumeError
 assert len(list(open_stack(Path("zlib.tif")).slices())) == 8
 try:
@@ -276,7 +276,7 @@ import resource, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
-from data.tif_stacks import map_voxels, open_stack
+from data.tif.stacks import map_voxels, open_stack
 from data.volume_specs import VolumeError
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

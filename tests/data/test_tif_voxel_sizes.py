@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tifffile
 
-from data.tif_stacks import open_stack
+from data.tif.stacks import open_stack
 from tests.tif_variants import voxels_of
 
 

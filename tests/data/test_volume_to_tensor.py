@@ -21,8 +21,10 @@ from data.dataset import CellImages, SliceDataset, build_slice_dataset
 from data.errors import DataError
 from data.slices import PixelScale, find_slices
 from data.splits import SMALLEST_GAP_PX, split_volume
+from data.tif.writer import write_stack
 from data.transforms import scale_factor
-from data.volumes import PLANES, Volume, VolumeSpec, write_stack
+from data.volume_specs import PLANES, VolumeSpec
+from data.volumes import Volume
 
 MAPS = [dict(zip(PLANES, axes, strict=True)) for axes in permutations(range(3))]
 DRY = Concept("sf_dry", tuple(Cell("dry", plane) for plane in PLANES), "slice")

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from data.volumes import PLANES, VolumeError, VolumeSpec, open_volume, read_volume_specs, write_stack
+from data.tif.writer import write_stack
+from data.volume_specs import PLANES, VolumeError, VolumeSpec, read_volume_specs
+from data.volumes import open_volume
 from tests.tif_variants import BAD, GOOD, SHAPE, by_tifffile, voxels_of
 
 MAP = {"thickness": 0, "warp": 1, "weft": 2}

@@ -20,7 +20,9 @@ from data.synthetic.weave import (
     weave,
     write_weave,
 )
-from data.volumes import PLANES, VolumeSpec, open_volume, read_volume_specs, window_to_unit
+from data.volume_specs import PLANES, VolumeSpec, read_volume_specs
+from data.volumes import open_volume
+from data.windows import window_to_unit
 
 SMALL = (48, 64, 112)
 TARGET = {"dry": 0.35, "compacted": 0.60, "injected": 0.55}

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 from finetune.core import settings as options
 from finetune.core.method import Batch, Method
 from finetune.core.run import run

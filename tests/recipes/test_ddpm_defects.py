@@ -24,8 +24,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.cifar_files import HELD_OUT, TRAINING
-from data.volumes import write_stack
+from data.labelled.cifar import HELD_OUT, TRAINING
+from data.tif.writer import write_stack
 from finetune.core.cli import CONFIG_DIR, load_settings, run_script
 from finetune.core.method import Batch, Method, Objective
 from finetune.core.objective import NoiseObjective

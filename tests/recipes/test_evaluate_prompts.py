@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data.exits import exit_code
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 from pipelines.evaluate_prompts import main as evaluate
 from pipelines.generate import main as generate
 

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from data.crops import Crops
 from data.exits import exit_code
 from data.image_dataset import build_image_dataset
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 from data.wording import RewordedDataset, Wording
 from finetune.core import settings as options
 from finetune.core.cli import run_script

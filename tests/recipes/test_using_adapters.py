@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data.errors import DataError
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 from pipelines.compare import comparable, score
 
 ROOT = Path(__file__).resolve().parents[2]

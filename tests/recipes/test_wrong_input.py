@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.volumes import write_stack
+from data.tif.writer import write_stack
 from finetune.core.checkpoint import RunLock
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 
 from data.errors import OutputError
-from data.tif_stacks import DTYPES
+from data.tif.stacks import DTYPES
 
 
 def write_stack(

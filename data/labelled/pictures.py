@@ -175,8 +175,8 @@ def open_labelled(
     resolution: None is the pictures' own size. Raises DataError for files that cannot be used, SettingsError for
     values that do not fit them.
     """
-    from data.cifar_files import read_cifar10
-    from data.idx_files import read_mnist
+    from data.labelled.cifar import read_cifar10
+    from data.labelled.idx import read_mnist
 
     training, held_out = {"mnist": read_mnist, "cifar10": read_cifar10}[data_format](folder)
     return LabelledDataset(

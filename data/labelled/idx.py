@@ -18,7 +18,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.images import read_content
-from data.labelled_pictures import LabelledPictures
+from data.labelled.pictures import LabelledPictures
 
 NUM_CLASSES = 10
 _UNSIGNED_BYTE = 0x08

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.images import read_content
-from data.labelled_pictures import LabelledPictures
+from data.labelled.pictures import LabelledPictures
 
 SIZE_PX = 32
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

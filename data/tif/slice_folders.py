@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tif_layout import by
-from data.tif_stacks import Stack, checked_series, decoded_slices, opened
-from data.tif_voxel_sizes import tif_voxel_size_um
+from data.tif.layout import by
+from data.tif.stacks import Stack, checked_series, decoded_slices, opened
+from data.tif.voxel_sizes import tif_voxel_size_um
 from data.volume_specs import VolumeError
 
 SUFFIXES = (".tif", ".tiff")

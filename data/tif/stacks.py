@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from data.tif_layout import COPY_AGAIN, by, refuse_bad_layout
-from data.tif_voxel_sizes import tif_voxel_size_um
+from data.tif.layout import COPY_AGAIN, by, refuse_bad_layout
+from data.tif.voxel_sizes import tif_voxel_size_um
 from data.volume_specs import VolumeError
 
 DTYPES = ("uint8", "uint16", "int16", "float32")

@@ -22,8 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.environment import cache_folder
-from data.tif_layout import by
-from data.tif_stacks import Stack, memory_budget_bytes
+from data.tif.layout import by
+from data.tif.stacks import Stack, memory_budget_bytes
 from data.volume_specs import VolumeError
 
 _FORMAT = b"1"  # changes whenever the same files give other entries

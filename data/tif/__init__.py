@@ -1,0 +1,1 @@
+"""Stacks of grey slices in tif files: opened strictly, decoded once, written whole."""
