@@ -20,6 +20,7 @@ from data.splits import manifest_hash
 from finetune.core import files
 from finetune.core.boards import Board, open_board
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
+from finetune.core.cost import Meter
 from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
 from finetune.core.loop import train
@@ -80,6 +81,12 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             board=_board(settings, run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
             enabled=accelerator.is_main_process,
         )
+        meter = Meter(
+            run_dir,
+            first_step=first_step,
+            images_per_step=_global_batch(settings, accelerator),
+            num_processes=accelerator.num_processes,
+        )
         try:
             how_to_use = train(
                 method,
@@ -92,6 +99,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             )
             tracker.close()
             if accelerator.is_main_process:
+                meter.write(max_train_steps)
                 draw_curves(tracker.path, run_dir / "curves.png")
                 print("\n".join(how_to_use))
         except BaseException as error:
@@ -99,6 +107,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             last = store.find_latest()
             state: RunState = "stopped" if isinstance(error, Stopped) else "failed"
             reason = str(error) if isinstance(error, FilrougeError) else f"{type(error).__name__}: {error}"
+            if accelerator.is_main_process and last is not None:
+                meter.write(last.step)
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from pipelines.metrics.extractors import TextureStatistics
 from pipelines.metrics.forgetting import PriorDistance
 from pipelines.metrics.selection import Choice, Judged, Limits, choose, onset
 
+COST = "cost.jsonl"  # in a run's folder: a line for each session of its training
 NUM_COPIES = 10  # pairs shown of each run
 
 
@@ -340,7 +342,25 @@ def _cost(run: AskedRun) -> dict[str, str]:
     trained = _num_trained(run)
     if trained is not None:
         row["trained parameters"] = f"{trained:,}"
-    return row
+    return row | taken(run.path / COST)
+
+
+def taken(path: Path) -> dict[str, str]:
+    """Return what the training took, over all sessions of the run; {} where its folder does not say it."""
+    try:
+        sessions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        seconds = sum(session["seconds"] for session in sessions)
+        visits = sum(session["image_visits"] for session in sessions)
+        peak = max(session["peak_memory_mib"] for session in sessions)
+        where = ", ".join(dict.fromkeys(f"{s['device']}, {s['threads']} threads" for s in sessions))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {
+        "training, min": f"{seconds / 60:.1f}",
+        "images/s": f"{visits / max(seconds, 1e-9):.1f}",
+        "memory, MiB": f"{peak:,.0f}",
+        "on": where,
+    }
 
 
 def _num_trained(run: AskedRun) -> int | None:

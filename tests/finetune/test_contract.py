@@ -260,6 +260,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, arguments: dict[str, 
     _run(row, arguments, resume_from_checkpoint="latest")
     for file in (*row.leaves, "final.png", "metrics.jsonl"):
         assert (resumed / file).read_bytes() == (straight / file).read_bytes(), file
+    cost = [json.loads(line) for line in (resumed / "cost.jsonl").read_text().splitlines()]
+    assert [(each["first_step"], each["last_step"], each["image_visits"]) for each in cost] == [(0, 4, 8), (2, 4, 4)]
+    assert all(each["seconds"] > 0 and each["peak_memory_mib"] > 100 for each in cost)
 
 
 def test_another_seed_is_another_run(arguments: dict[str, Any], tmp_path: Path) -> None:
