@@ -21,6 +21,13 @@ class Parser(argparse.ArgumentParser):
         raise SettingsError(self.prog, f"{message}. See --help.")
 
 
+def positive(text: str) -> int:
+    """Return the whole number that an argument says, 1 or more: the type of an argparse option."""
+    if not text.strip().isascii() or not text.strip().isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more, a whole number")
+    return int(text)
+
+
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:
     """Call a script's main and return its exit code.
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 from pipelines.evaluation.prompt_sets import PromptFile, read_prompt_file
 from pipelines.studies.study import Study, read_study
 
@@ -116,16 +116,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--study", type=Path, required=True, help="YAML file with methods, data and seeds")
     parser.add_argument("--output_dir", type=Path, help="folder, kept and added to (default: runs/study-NAME)")
     parser.add_argument(
-        "--num_jobs", type=_positive, default=1, help="trainings beside each other, sharing the cores (default: 1)"
+        "--num_jobs", type=positive, default=1, help="trainings beside each other, sharing the cores (default: 1)"
     )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError, SettingsError, nearest
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,21 +236,21 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     def of_pictures(made: argparse.ArgumentParser, num_images: int) -> None:
         made.add_argument("--model", type=Path, help="run folder of finetune/ddpm.py: its held-out pictures")
         made.add_argument("--images", type=Path, help="folder of pictures")
-        made.add_argument("--resolution", type=_positive, default=64, help="side of --images in px (default: 64)")
-        made.add_argument("--num_images", type=_positive, default=num_images, help=f"(default: {num_images})")
+        made.add_argument("--resolution", type=positive, default=64, help="side of --images in px (default: 64)")
+        made.add_argument("--num_images", type=positive, default=num_images, help=f"(default: {num_images})")
         seeded(made)
 
     def of_schedule(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--num_train_timesteps", type=_positive, default=1000, help="(default: 1000)")
+        made.add_argument("--num_train_timesteps", type=positive, default=1000, help="(default: 1000)")
 
     def of_bound(made: argparse.ArgumentParser) -> None:
         made.add_argument("--model", type=Path, required=True, help="run folder of finetune/ddpm.py")
-        made.add_argument("--num_images", type=_positive, default=16, help="held-out pictures (default: 16)")
-        made.add_argument("--num_steps", type=_positive, default=100, help="of the process bounded (default: 100)")
+        made.add_argument("--num_images", type=positive, default=16, help="held-out pictures (default: 16)")
+        made.add_argument("--num_steps", type=positive, default=100, help="of the process bounded (default: 100)")
         made.add_argument(
             "--variance", choices=("small", "large", "learned"), help="(default: learned where it is, else large)"
         )
-        made.add_argument("--num_values", type=_positive, default=256, help="grey values told apart (default: 256)")
+        made.add_argument("--num_values", type=positive, default=256, help="grey values told apart (default: 256)")
         seeded(made)
 
     names = ("linear", "cosine", "sigmoid")
@@ -263,28 +263,21 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     of_pictures(made, 64)
     of_schedule(made)
     made.add_argument("--schedule", choices=names, default="linear")
-    made.add_argument("--bands", type=_positive, default=6, help="rings of frequency (default: 6)")
+    made.add_argument("--bands", type=positive, default=6, help="rings of frequency (default: 6)")
     of_schedule(figure("schedules", _schedules, "noise schedules side by side"))
     made = figure("offset", _offset, "what is left of a picture's mean at the last t, against offset noise")
     of_schedule(made)
-    made.add_argument("--sides", nargs="+", type=_positive, default=[32, 64], help="of pictures in px (default: 32 64)")
+    made.add_argument("--sides", nargs="+", type=positive, default=[32, 64], help="of pictures in px (default: 32 64)")
     of_bound(figure("bits", _bits, "bits per dimension from the variational bound"))
     of_bound(figure("rate", _rate, "distortion against rate"))
     made = figure("progressive", _progressive, "pictures from a shared x_t")
     made.add_argument("--model", type=Path, required=True, help="run folder of finetune/ddpm.py")
     made.add_argument("--label", help="of a model with labels (default: its first)")
-    made.add_argument("--num_images", type=_positive, default=6, help="pictures of a row (default: 6)")
-    made.add_argument("--rows", type=_positive, default=5, help="shared x_t (default: 5)")
-    made.add_argument("--num_inference_steps", type=_positive, default=100, help="denoising steps (default: 100)")
+    made.add_argument("--num_images", type=positive, default=6, help="pictures of a row (default: 6)")
+    made.add_argument("--rows", type=positive, default=5, help="shared x_t (default: 5)")
+    made.add_argument("--num_inference_steps", type=positive, default=100, help="denoising steps (default: 100)")
     seeded(made)
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import OutputError, SettingsError
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 from pipelines.evaluation.prompt_sets import read_prompt_file
 from pipelines.evaluation.states import name_runs, parse_selections
 from pipelines.prompts import parse_seeds
@@ -107,8 +107,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", default="30", help="numbers of denoising steps (default: 30)")
     parser.add_argument("--guidance", default="3", help="guidance scales, 1 is none (default: 3)")
     parser.add_argument("--seeds", help="one image each for every prompt (default: by tier)")
-    parser.add_argument("--batch_size", type=_positive, default=16, help="images drawn together (default: 16)")
-    parser.add_argument("--resolution", type=_positive, help="side in pixels (default: the base's own)")
+    parser.add_argument("--batch_size", type=positive, default=16, help="images drawn together (default: 16)")
+    parser.add_argument("--resolution", type=positive, help="side in pixels (default: the base's own)")
     parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the one the runs name)")
     parser.add_argument("--output_dir", type=Path, help="folder, kept and added to (default: evaluation-… in the run)")
     parser.add_argument("--tier", choices=TIERS, default="standard", help="how many images (default: standard)")
@@ -119,13 +119,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--copying_limit", type=float, default=0.75, help="copy AUC that a checkpoint may not exceed (default: 0.75)"
     )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

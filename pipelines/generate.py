@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import OutputError, SettingsError
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 from pipelines.evaluation.states import State, name_runs, parse_selections
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 
@@ -169,19 +169,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="last",
         help="checkpoint of the run: last, best (by an evaluation) or a step (default: last)",
     )
-    parser.add_argument("--num_inference_steps", type=_positive, default=30, help="denoising steps (default: 30)")
+    parser.add_argument("--num_inference_steps", type=positive, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")
-    parser.add_argument("--batch_size", type=_positive, default=16, help="images drawn together (default: 16)")
-    parser.add_argument("--resolution", type=_positive, help="side in pixels (default: the base's own)")
+    parser.add_argument("--batch_size", type=positive, default=16, help="images drawn together (default: 16)")
+    parser.add_argument("--resolution", type=positive, help="side in pixels (default: the base's own)")
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: the adapter's generated-N)")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SettingsError, nearest
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 from pipelines.prompts import file_stem, parse_seeds
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sampler", default="ddim", help="ancestral, ddim, or a scheduler of diffusers by class name (default: ddim)"
     )
-    parser.add_argument("--num_inference_steps", type=_positive, default=50, help="denoising steps (default: 50)")
+    parser.add_argument("--num_inference_steps", type=positive, default=50, help="denoising steps (default: 50)")
     parser.add_argument("--eta", type=float, default=0.0, help="of ddim: 0 without chance, 1 as ancestral (default: 0)")
     parser.add_argument(
         "--variance", choices=("small", "large", "learned"), default="small", help="of ancestral (default: small)"
@@ -186,16 +186,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--trajectory", type=_not_negative, default=0, help="steps in a strip out of the noise; 0: no strip (default)"
     )
-    parser.add_argument("--batch_size", type=_positive, default=16, help="pictures drawn together (default: 16)")
+    parser.add_argument("--batch_size", type=positive, default=16, help="pictures drawn together (default: 16)")
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: the model's generated-N)")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 def _not_negative(text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SettingsError, nearest
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,28 +182,21 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="run folder of finetune/ddpm.py")
     parser.add_argument("--masks", nargs="+", help=f"some of {', '.join(MASK_NAMES)} (default: all)")
     parser.add_argument("--mask_file", type=Path, nargs="+", default=[], help="pictures: white is drawn, black is kept")
-    parser.add_argument("--num_images", type=_positive, default=8, help="held-out pictures (default: 8)")
-    parser.add_argument("--num_inference_steps", type=_positive, default=100, help="denoising steps (default: 100)")
-    parser.add_argument("--jump_length", type=_positive, default=10, help="steps of a jump back (default: 10)")
+    parser.add_argument("--num_images", type=positive, default=8, help="held-out pictures (default: 8)")
+    parser.add_argument("--num_inference_steps", type=positive, default=100, help="denoising steps (default: 100)")
+    parser.add_argument("--jump_length", type=positive, default=10, help="steps of a jump back (default: 10)")
     parser.add_argument(
-        "--num_resamples", type=_positive, default=5, help="times a jump is made; 1: no jump (default: 5)"
+        "--num_resamples", type=positive, default=5, help="times a jump is made; 1: no jump (default: 5)"
     )
     parser.add_argument(
         "--num_draws",
-        type=_positive,
+        type=positive,
         default=1,
         help="of each picture; with several their mean is judged too (default: 1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: the model's inpainted-N)")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,19 +62,12 @@ def main(argv: Sequence[str]) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, help="run folder of finetune/ddpm.py")
-    parser.add_argument("--num_images", type=_positive, default=200, help="pictures of each label (default: 200)")
-    parser.add_argument("--max_train_steps", type=_positive, default=1000, help="optimiser steps (default: 1000)")
-    parser.add_argument("--train_batch_size", type=_positive, default=32, help="pictures in a step (default: 32)")
+    parser.add_argument("--num_images", type=positive, default=200, help="pictures of each label (default: 200)")
+    parser.add_argument("--max_train_steps", type=positive, default=1000, help="optimiser steps (default: 1000)")
+    parser.add_argument("--train_batch_size", type=positive, default=32, help="pictures in a step (default: 32)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: the model's classifier-N)")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

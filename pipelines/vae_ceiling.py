@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, OutputError, SettingsError
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -257,20 +257,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--pretrained_model_name_or_path", default="swatch", help="base model (default: swatch)")
     add("--um_per_px", type=_above_zero, nargs="+", default=[], help="pixel scales of slices (default: the voxel size)")
     add("--finest_um", type=_above_zero, help="period of the finest detail wanted (default: the mean chord of a tow)")
-    add("--resolution", type=_positive, help="side of the images in px (default: the base's own)")
-    add("--num_images", type=_positive, default=64, help="held-out images of each caption (default: 64)")
+    add("--resolution", type=positive, help="side of the images in px (default: the base's own)")
+    add("--num_images", type=positive, default=64, help="held-out images of each caption (default: 64)")
     add("--output_dir", type=Path, help="empty folder (default: runs/NAME-vae-ceiling-N)")
     arguments = parser.parse_args(argv)
     if arguments.data_root is not None and arguments.concept is None:
         raise SettingsError("--data_root", "belongs to --concept, which is not given. Leave it out.")
     return arguments
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 def _above_zero(text: str) -> float:

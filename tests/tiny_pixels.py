@@ -19,17 +19,24 @@ SIZE_PX = 16
 LABELS = ("bars", "spots")
 
 
-def tiny_run(folder: Path, *, labels: bool = False, learned_variance: bool = False, grey: bool = False) -> Path:
+def tiny_run(
+    folder: Path,
+    *,
+    labels: bool = False,
+    learned_variance: bool = False,
+    grey: bool = False,
+    size_px: int = SIZE_PX,
+) -> Path:
     """Write a run folder as finetune/ddpm.py leaves it, its pictures beside it, and return it.
 
     labels: the model is told the two classes. grey: one channel that stands for grey values of a volume.
     """
-    pictures = _pictures(folder / "pictures")
+    pictures = _pictures(folder / "pictures", size_px)
     channels = 1 if grey else 3
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DModel(
-            sample_size=SIZE_PX,
+            sample_size=size_px,
             in_channels=channels,
             out_channels=channels * (1 + learned_variance),
             block_out_channels=(8, 16),
@@ -46,7 +53,7 @@ def tiny_run(folder: Path, *, labels: bool = False, learned_variance: bool = Fal
         prediction_type="v_prediction",
         learned_variance=learned_variance,
         channels=channels,
-        size_px=SIZE_PX,
+        size_px=size_px,
         class_labels=LABELS if labels else (),
         grey_values={"sf_dry": {"window": [1000.0, 41000.0], "dtype": "uint16"}} if grey else {},
         um_per_px=12.5 if grey else None,
@@ -63,7 +70,7 @@ def tiny_run(folder: Path, *, labels: bool = False, learned_variance: bool = Fal
         dataset_config_name=None,
         image_column="image",
         caption_column="text",
-        resolution=SIZE_PX,
+        resolution=size_px,
         seed=0,
         um_per_px=None,
         images_per_class=None,
@@ -82,7 +89,7 @@ def tiny_run(folder: Path, *, labels: bool = False, learned_variance: bool = Fal
     return run
 
 
-def _pictures(folder: Path) -> Path:
+def _pictures(folder: Path, size_px: int) -> Path:
     rng = np.random.default_rng(0)
     for label in LABELS:
         (folder / label).mkdir(parents=True)
@@ -90,11 +97,11 @@ def _pictures(folder: Path) -> Path:
             if label == "bars":
                 grey = (
                     127
-                    + 100 * np.sin(np.arange(SIZE_PX) / (1.5 + 0.1 * number))[None]
-                    + rng.normal(0, 4, (SIZE_PX, SIZE_PX))
+                    + 100 * np.sin(np.arange(size_px) / (1.5 + 0.1 * number))[None]
+                    + rng.normal(0, 4, (size_px, size_px))
                 )
             else:
-                grey = 255.0 * (rng.random((SIZE_PX, SIZE_PX)) > 0.9)
+                grey = 255.0 * (rng.random((size_px, size_px)) > 0.9)
             level = np.clip(grey, 0, 255).astype(np.uint8)
             Image.fromarray(np.stack([level] * 3, -1)).save(folder / label / f"{number}.png")
     return folder
