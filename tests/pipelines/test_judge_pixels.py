@@ -1,4 +1,4 @@
-"""Pictures of a pixel model: kind by kind against held-out ones, beside real against real, and whether they are copies."""
+"""Pictures of a pixel model against held-out ones, kind by kind, beside real against real; and copies are found."""
 
 from __future__ import annotations
 
