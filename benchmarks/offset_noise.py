@@ -19,6 +19,7 @@ import numpy as np
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from pipelines.components import build_pipeline, load_components
+from pipelines.diffusion.fourier import mean_signal_to_noise
 from pipelines.metrics.distances import Estimate, bootstrap_interval
 from pipelines.runs import open_tuned
 from pipelines.sampling import sample
@@ -35,9 +36,11 @@ def main() -> None:
     arguments = _arguments()
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")  # Stable Diffusion's
+    left = float(schedule.alphas_cumprod[-1])
     for side in LATENT_SIDES:
         print(f"last step, {side} x {side} latents, image of unit mean: signal over noise in the mean: ", end="")
-        print(", ".join(f"{mean_signal_to_noise(side, offset):.2f} (offset {offset})" for offset in OFFSETS))
+        print(", ".join(f"{mean_signal_to_noise(side, left, offset):.2f} (offset {offset})" for offset in OFFSETS))
     pictures = {"base": _draw(build_pipeline(load_components("swatch")), arguments.num_images)}
     for offset in OFFSETS:
         run = folder / f"offset-{offset}"
@@ -58,18 +61,6 @@ def main() -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     save_png(sheet(rows, title="with and without offset noise, same seeds"), folder / "offset.png")
     print(f"Look at {folder / 'offset.png'}")
-
-
-def mean_signal_to_noise(latent_side: int, noise_offset: float) -> float:
-    """Return the ratio of signal and noise in the mean of one channel at the last step of Stable Diffusion's schedule.
-
-    The mean of n x n independent normal numbers has the standard deviation 1 / n; the offset adds its own variance.
-    The signal is a channel of constant value 1.
-    """
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    left = float(schedule.alphas_cumprod[-1])
-    spread = np.sqrt((1 / latent_side) ** 2 + noise_offset**2)
-    return float(np.sqrt(left) / (np.sqrt(1 - left) * spread))
 
 
 def _train(run: Path, offset: float, steps: int) -> None:

@@ -36,7 +36,7 @@ def build(settings: DdpmSettings, accelerator: Accelerator) -> Method:
         objective=pixel_assembly.objective(settings, model, device),
         trainables=(part,),
         export=pixel_exports.pixel_model(settings, model, pictures.dataset, part),
-        preview=pixel_assembly.preview(settings, model, part, device),
+        preview=pixel_assembly.preview(settings, model, part),
         validate=pixel_assembly.validation(settings, model, pictures.dataset, part, device),
         manifest=pixel_assembly.origin(settings, pictures, model),
         notes=pixel_assembly.plan(model),

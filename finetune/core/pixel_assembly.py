@@ -21,10 +21,9 @@ from finetune.core.pixel_objective import BoundObjective, LabelConditioner, nois
 from finetune.core.settings import DdpmSettings
 from finetune.core.trainables import WholeModule, averages
 from finetune.core.validation import ValidationLoss
-from pipelines.diffusion.noise import start
-from pipelines.diffusion.prediction import Prediction, clipped
-from pipelines.diffusion.samplers import ddim_sampler
-from pipelines.diffusion.schedules import strided
+from pipelines.diffusion.drawing import Way
+from pipelines.diffusion.drawing import draw as draw_pixels
+from pipelines.diffusion.pictures import to_images
 from pipelines.pixel_model import PixelModel
 from pipelines.sheets import Row, save_png, sheet
 
@@ -135,16 +134,14 @@ def validation(
     return measure
 
 
-def preview(
-    settings: DdpmSettings, pixel_model: PixelModel, part: WholeModule, device: torch.device
-) -> Callable[[Path], None]:
+def preview(settings: DdpmSettings, pixel_model: PixelModel, part: WholeModule) -> Callable[[Path], None]:
     """Return a function that draws a sheet of samples with the average, the same noise each time, a row for a label."""
     labels = settings.validation_prompt or pixel_model.class_labels[:PREVIEW_LABELS] or (settings.subject,)
 
     def draw(path: Path) -> None:
         with averages((part,)):
             rows = [
-                Row(label, list(draw_samples(pixel_model, label, settings.num_validation_images, settings, device)))
+                Row(label, _samples(pixel_model, label, settings.num_validation_images, settings.train_batch_size))
                 for label in labels
             ]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,31 +150,16 @@ def preview(
     return draw
 
 
-@torch.no_grad()
-def draw_samples(
-    pixel_model: PixelModel, label: str, num_images: int, settings: DdpmSettings, device: torch.device
-) -> np.ndarray:
-    """Return samples (N, H, W, C) float32 in [0, 1], by SAMPLING_STEPS steps of DDIM without chance.
-
-    label: one of the model's, and of no account for a model without.
-    """
-
-    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
-        if not pixel_model.class_labels:
-            return pixel_model.predict(x_t, t)
-        return pixel_model.predict(x_t, t, torch.full_like(t, pixel_model.class_labels.index(label)))
-
-    schedule = pixel_model.alphas_cumprod
-    way = strided(schedule, min(SAMPLING_STEPS, len(schedule)))
-    shape = (pixel_model.channels, pixel_model.size_px, pixel_model.size_px)
+def _samples(pixel_model: PixelModel, label: str, num_images: int, batch_size: int) -> list[np.ndarray]:
+    """Return samples (H, W, C) in [0, 1]. label: one of the model's, and of no account for a model without."""
+    known = pixel_model.class_labels
+    labels = [known.index(label)] * num_images if known else None
+    way = Way(num_steps=min(SAMPLING_STEPS, pixel_model.num_train_timesteps))
     was_training = pixel_model.unet.training
     pixel_model.unet.eval()
-    drawn = []
-    for first in range(0, num_images, settings.train_batch_size):
-        noise = start(range(first, min(num_images, first + settings.train_batch_size)), shape).to(device)
-        drawn.append(pixel_model.to_unit(ddim_sampler(clipped(denoise, schedule), noise, way)))
+    drawn = draw_pixels(pixel_model, way, range(num_images), labels=labels, batch_size=batch_size)
     pixel_model.unet.train(was_training)
-    return torch.cat(drawn).permute(0, 2, 3, 1).cpu().numpy()
+    return list(to_images(pixel_model, drawn))
 
 
 def plan(pixel_model: PixelModel) -> tuple[str, ...]:
