@@ -253,7 +253,7 @@ def test_data_that_have_changed_are_not_compared_with(
     manifest["data"]["blank_contrast"] = 0.5
     (copy / "manifest.json").write_text(json.dumps(manifest))
     evaluate(_arguments(copy, prompts, tmp_path / "out"))
-    assert "blank_contrast: not what the run was trained on" in capsys.readouterr().out
+    assert "blank_contrast: not that of the run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
