@@ -34,7 +34,10 @@ def refuse_changed(folder: Path, dataset: ConceptDataset, before: Mapping[str, A
     if changed:
         raise DataError(
             str(folder),
-            *[f"{what}: not that of the run; its content has changed, or its window, planes or split." for what in changed],
+            *[
+                f"{what}: not that of the run; its content has changed, or its window, planes or split."
+                for what in changed
+            ],
             "Bring back the files.",
         )
 
