@@ -151,7 +151,8 @@ def differences_of(data: str, measure: str, values: Mapping[str, Sequence[float]
 def _welch(a: np.ndarray, b: np.ndarray) -> float:
     if a.var() == 0 and b.var() == 0:  # the statistic is 0 / 0, or infinite
         return 1.0 if a.mean() == b.mean() else 0.0
-    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    of_a, of_b = ((each.mean(), each.std(ddof=1), len(each)) for each in (a, b))
+    return float(stats.ttest_ind_from_stats(*of_a, *of_b, equal_var=False).pvalue)
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
