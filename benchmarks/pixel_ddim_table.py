@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from data.errors import OutputError, SettingsError
 from pipelines.diffusion.drawing import Way, draw
-from pipelines.diffusion.outputs import write_json
 from pipelines.diffusion.pictures import open_pictures, pictures, to_images
 from pipelines.metrics.distances import Discrepancy, bootstrap_interval, linear_kernel
 from pipelines.metrics.estimates import written
@@ -32,6 +31,7 @@ from pipelines.metrics.slices import compare_slices
 from pipelines.metrics.texstat import TexStat, size_for
 from pipelines.pixel_model import PixelModel, load_pixel_model
 from pipelines.sheets import Row, save_png, sheet
+from pipelines.whole_files import write_json
 
 LARGER = "larger variance"
 SHOWN = 6

@@ -9,15 +9,14 @@ The options have the names and the meaning that they have in training. Writes ch
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, OutputError, SettingsError
-from data.exits import Parser, exit_code
+from data.exits import Parser, above_zero, at_least, exit_code, positive
 
 if TYPE_CHECKING:
     from data.checks.report import Report
@@ -149,10 +148,10 @@ def _parser() -> Parser:
     add("--image_column", default="image", help="column of images of --dataset_name (default: image)")
     add("--caption_column", default="text", help="column of captions of --dataset_name (default: text)")
     add("--group_column", help="column of --dataset_name that is equal in rows that must not be split")
-    add("--resolution", type=_at_least(8), default=RESOLUTION, help=f"side of the images in px (default: {RESOLUTION})")
-    add("--um_per_px", type=_above_zero, help="micrometres per pixel of slices (default: the voxel size)")
-    add("--px_per_voxel", type=_above_zero, help="pixels per voxel of slices whose voxel size is unknown")
-    add("--images_per_class", type=_at_least(1), help="images taken from each class (default: all)")
+    add("--resolution", type=at_least(8), default=RESOLUTION, help=f"side of the images in px (default: {RESOLUTION})")
+    add("--um_per_px", type=above_zero, help="micrometres per pixel of slices (default: the voxel size)")
+    add("--px_per_voxel", type=above_zero, help="pixels per voxel of slices whose voxel size is unknown")
+    add("--images_per_class", type=positive, help="images taken from each class (default: all)")
     add(
         "--held_out_fraction",
         type=_held_out_fraction,
@@ -165,7 +164,7 @@ def _parser() -> Parser:
         default="group",
         help="what stays whole on one side of the split (default: group)",
     )
-    add("--dtd_split", type=_at_least(1), default=1, help="official split of DTD, 1 to 10 (default: 1)")
+    add("--dtd_split", type=positive, default=1, help="official split of DTD, 1 to 10 (default: 1)")
     add(
         "--tokenizer",
         type=Path,
@@ -173,25 +172,8 @@ def _parser() -> Parser:
         help="folder with tokenizer.json, for the length of captions (default: the embedded base model's)",
     )
     add("--output_dir", type=Path, help="folder for the page, which replaces an earlier one (default: check-NAME)")
-    add("--num_workers", type=_at_least(1), default=_cores(), help="processes that decode (default: one for each core)")
+    add("--num_workers", type=positive, default=_cores(), help="processes that decode (default: one for each core)")
     return parser
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"found {text}, expected {least} or more")
-        return number
-
-    return whole_number
-
-
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
-    return number
 
 
 def _held_out_fraction(text: str) -> float:

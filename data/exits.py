@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -21,11 +22,26 @@ class Parser(argparse.ArgumentParser):
         raise SettingsError(self.prog, f"{message}. See --help.")
 
 
-def positive(text: str) -> int:
-    """Return the whole number that an argument says, 1 or more: the type of an argparse option."""
-    if not text.strip().isascii() or not text.strip().isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more, a whole number")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the type of an argparse option that takes a whole number from a least one on."""
+
+    def whole_number(text: str) -> int:
+        if not text.strip().isascii() or not text.strip().isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text}, expected {least} or more, a whole number")
+        return int(text)
+
+    return whole_number
+
+
+positive = at_least(1)
+
+
+def above_zero(text: str) -> float:
+    """Return the number above 0 that an argument says: the type of an argparse option."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return number
 
 
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:

@@ -43,6 +43,10 @@ class EncodedImage(Protocol):
     def label(self) -> str:
         """The name of its class; "" for none."""
 
+    @property
+    def group(self) -> str:
+        """What it has in common with those that a split keeps on its side; "" for nothing."""
+
     def content(self) -> bytes:
         """Return its bytes. Raises DataError for a picture that cannot be reached."""
 
@@ -69,6 +73,11 @@ class CheckedImage:
     def label(self) -> str:
         """The name of its class; "" for none."""
         return self.source.label
+
+    @property
+    def group(self) -> str:
+        """What it has in common with those that a split keeps on its side; "" for nothing."""
+        return self.source.group
 
     def content(self) -> bytes:
         """Return its bytes. Raises DataError where they are no longer those that were checked."""

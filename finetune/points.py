@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.exits import Parser, exit_code
+from data.exits import Parser, exit_code, positive
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,19 +48,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     # written out, so that --help needs no torch; a test holds them against the lists in pipelines/diffusion
     parser.add_argument("--law", choices=("one_gaussian", "two_gaussians", "spiral"), default="spiral")
     parser.add_argument("--schedule", choices=("linear", "cosine", "sigmoid"), default="linear")
-    parser.add_argument("--num_train_timesteps", type=_positive, default=100, help="noise levels (default: 100)")
-    parser.add_argument("--max_train_steps", type=_positive, default=3000, help="optimiser steps (default: 3000)")
-    parser.add_argument("--train_batch_size", type=_positive, default=256, help="points in a step (default: 256)")
+    parser.add_argument("--num_train_timesteps", type=positive, default=100, help="noise levels (default: 100)")
+    parser.add_argument("--max_train_steps", type=positive, default=3000, help="optimiser steps (default: 3000)")
+    parser.add_argument("--train_batch_size", type=positive, default=256, help="points in a step (default: 256)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: runs/points-LAW)")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
 
 
 if __name__ == "__main__":

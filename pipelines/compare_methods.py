@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
 
     from tqdm import tqdm
 
-    from pipelines.evaluation.store import write_text
     from pipelines.studies.report import html, markdown
     from pipelines.studies.summary import Summary, summarise
     from pipelines.studies.training import check_runs, train_all
+    from pipelines.whole_files import write_text
 
     started = time.monotonic()
     check_runs(study.runs, folder / "runs", num_jobs=arguments.num_jobs)
@@ -58,14 +58,14 @@ def main(argv: Sequence[str]) -> None:
             tuple(row for part in parts for row in part.rows),
             tuple(each for part in parts for each in part.differences),
         )
-        seconds = sum(each.cost.seconds for each in trained)
+        hours = sum(each.cost.cpu_seconds for each in trained) / 3600
         provenance = {
             "command": f"python pipelines/compare_methods.py {shlex.join(argv)}",
             "study": str(study.path),
             "prompts": f"{prompts.path} (sha256 {prompts.sha256[:16]})",
             "evaluation": study.tier,
             "training seeds": ", ".join(map(str, study.seeds)),
-            "training": f"{len(trained)} runs, {seconds / 3600:.1f} h in all, {arguments.num_jobs} at a time",
+            "training": f"{len(trained)} runs, {hours:.1f} h of one core in all, {arguments.num_jobs} at a time",
         }
         write_text(folder / "summary.json", json.dumps(whole.as_json(), indent=1, ensure_ascii=False) + "\n")
         write_text(folder / "table.md", markdown(whole))

@@ -98,8 +98,8 @@ def _write(
     record: dict[str, Any],
 ) -> None:
     """Write every picture as PNG, the grid, a tif stack for each row whose grey values are known, and images.json."""
-    from pipelines.diffusion.outputs import write_json
     from pipelines.sheets import Row, save_png, sheet, to_picture
+    from pipelines.whole_files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     names, files = labels or (ONE_ROW,), []

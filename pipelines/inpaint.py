@@ -27,7 +27,8 @@ MASK_NAMES = ("wide", "thin", "expand", "half", "every_second_pixel", "alternate
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.outputs import free_folder, write_json
+    from pipelines.diffusion.outputs import free_folder
+    from pipelines.whole_files import write_json
 
     folder = free_folder(arguments.output_dir, arguments.model, "inpainted")
     from tqdm import tqdm
@@ -119,6 +120,7 @@ def _judged(
     import numpy as np
 
     from pipelines.diffusion.fills import biharmonic_fill, mean_fill, unknown_error
+    from pipelines.metrics.estimates import ratio_over_prompts, written
 
     true = np.concatenate(list(truth.values()))
     ours = np.stack([np.concatenate(list(drawn.values())) for drawn in draws])
@@ -136,21 +138,10 @@ def _judged(
         "unknown_share": float((~known).mean()),
         "num_images": len(true),
         "known_part_kept": bool((ours[:, :, known] == true[:, known]).all()),
-        "error": {name: _mean(values) for name, values in errors.items()},
+        "error": {name: written(ratio_over_prompts([np.array(e)], None, seed=0)) for name, e in errors.items()},
     }
     masked = np.where(known[..., None], true[0], 1.0).astype(np.float32)
     return result, {"masked": masked, **{name: images[0] for name, images in filled.items()}, "truth": true[0]}
-
-
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    """Return the mean over pictures with its 95 % interval."""
-    import numpy as np
-
-    from pipelines.metrics.distances import bootstrap_interval
-
-    numbers = np.array(values)
-    found = bootstrap_interval(lambda counts: counts @ numbers / counts.sum(1), [len(numbers)], seed=0)
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _told(found: Mapping[str, Any]) -> str:

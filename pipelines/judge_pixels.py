@@ -31,9 +31,10 @@ FEWEST_OF_A_KIND = 10  # below, no verdict
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     from pipelines.diffusion.drawing import Way
-    from pipelines.diffusion.outputs import free_folder, write_json
+    from pipelines.diffusion.outputs import free_folder
     from pipelines.diffusion.pictures import open_pictures, pictures, to_images
     from pipelines.pixel_model import load_pixel_model
+    from pipelines.whole_files import write_json
 
     folder = free_folder(arguments.output_dir, arguments.model, "judged")
     model = load_pixel_model(arguments.model)

@@ -6,7 +6,6 @@ beside them says what diffusers has no place for: labels, grey values, voxel siz
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,22 +21,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import SettingsError
-from pipelines.diffusion import prediction
 from pipelines.diffusion.posterior import log_variance_bounds, posterior
-from pipelines.diffusion.prediction import Prediction
+from pipelines.diffusion.prediction import READINGS, Prediction
 from pipelines.diffusion.schedules import SCHEDULES, Schedule
 from pipelines.diffusion.schedules import alphas_cumprod as schedule_of
+from pipelines.fingerprints import weights_fingerprint
 
 FACTS_NAME = "pixel_model.json"
 PixelPredictionType = Literal["epsilon", "sample", "v_prediction"]
 # how far the schedule of a folder's scheduler, in float32, may be from the one that its facts name
 _SCHEDULE_TOLERANCE = 1e-4
 _LUMINANCE = (0.299, 0.587, 0.114)
-_READINGS = {
-    "epsilon": prediction.from_eps,
-    "sample": prediction.from_x0,
-    "v_prediction": prediction.from_v,
-}
 _EXPECTED = f"expected a pixel model in diffusers' format: unet/, scheduler/ (and {FACTS_NAME})"
 
 
@@ -95,7 +89,7 @@ class PixelModel:
             share = (raw_share + 1) / 2
             low, high = self.log_variance_bounds(t)
             log_variance = share * high + (1 - share) * low
-        return _READINGS[self.prediction_type](value, x_t, self.alphas_cumprod[t.cpu()], log_variance)
+        return READINGS[self.prediction_type](value, x_t, self.alphas_cumprod[t.cpu()], log_variance)
 
     def log_variance_bounds(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return log beta~_t and log beta_t, each (B, 1, 1, 1) float32 (Nichol and Dhariwal 2021, eq. 15).
@@ -110,6 +104,16 @@ class PixelModel:
         levels = [1.0, *self.alphas_cumprod.tolist()]
         first = posterior(levels[2], levels[1]).variance
         return torch.tensor([log_variance_bounds(now, before, first) for before, now in pairwise(levels)])
+
+    def posterior_weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of x_0 and x_t in the mean of q(x_{t-1} | x_t, x_0), each (B, 1, 1, 1) float64."""
+        x0_weight, xt_weight = self._posterior_table.to(t.device)[t].view(-1, 2, 1, 1, 1).unbind(1)
+        return x0_weight, xt_weight
+
+    @cached_property
+    def _posterior_table(self) -> Tensor:
+        laws = [posterior(now, before) for before, now in pairwise([1.0, *self.alphas_cumprod.tolist()])]
+        return torch.tensor([(law.x0_weight, law.xt_weight) for law in laws], dtype=torch.float64)
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Return pictures (B, 3, H, W) in [-1, 1] in the channels and the range of the model.
@@ -148,15 +152,6 @@ class PixelModel:
             "grey_values": {caption: dict(values) for caption, values in self.grey_values.items()},
             "um_per_px": self.um_per_px,
         }
-
-
-def weights_fingerprint(unet: nn.Module) -> str:
-    """Return a hash of a network's weights, the same wherever they are."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def load_pixel_model(folder: Path) -> PixelModel:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.exits import Parser, exit_code
+from data.exits import Parser, at_least, exit_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.outputs import free_folder, write_json
+    from pipelines.diffusion.outputs import free_folder
+    from pipelines.whole_files import write_json
 
     folder = free_folder(arguments.output_dir, arguments.model, "points")
     from pipelines.diffusion.point_distances import energy_distance, sliced_wasserstein
@@ -118,17 +119,10 @@ def _draw(path: Path, clouds: dict[str, Tensor]) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, help="folder of finetune/points.py")
-    parser.add_argument("--num_points", type=_several, default=1000, help="of each cloud (default: 1000)")
+    parser.add_argument("--num_points", type=at_least(10), default=1000, help="of each cloud (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: the model's points-N)")
     return parser.parse_args(argv)
-
-
-def _several(text: str) -> int:
-    number = int(text)
-    if number < 10:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 10 or more")
-    return number
 
 
 if __name__ == "__main__":

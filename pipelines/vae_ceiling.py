@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, OutputError, SettingsError
-from data.exits import Parser, exit_code, positive
+from data.exits import Parser, above_zero, exit_code, positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -255,8 +254,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     images.add_argument("--train_data_dir", type=Path, help="folder of images")
     add("--data_root", type=Path, help=f"folder of the volumes and of dtd/; {DATA_VARIABLE} can set it")
     add("--pretrained_model_name_or_path", default="swatch", help="base model (default: swatch)")
-    add("--um_per_px", type=_above_zero, nargs="+", default=[], help="pixel scales of slices (default: the voxel size)")
-    add("--finest_um", type=_above_zero, help="period of the finest detail wanted (default: the mean chord of a tow)")
+    add("--um_per_px", type=above_zero, nargs="+", default=[], help="pixel scales of slices (default: the voxel size)")
+    add("--finest_um", type=above_zero, help="period of the finest detail wanted (default: the mean chord of a tow)")
     add("--resolution", type=positive, help="side of the images in px (default: the base's own)")
     add("--num_images", type=positive, default=64, help="held-out images of each caption (default: 64)")
     add("--output_dir", type=Path, help="empty folder (default: runs/NAME-vae-ceiling-N)")
@@ -264,13 +263,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.data_root is not None and arguments.concept is None:
         raise SettingsError("--data_root", "belongs to --concept, which is not given. Leave it out.")
     return arguments
-
-
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
-    return number
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data.checks.captions_findings import find_words
@@ -24,10 +24,8 @@ from data.checks.report import Fault, Report, counted
 from data.checks.verdict import verdict
 from data.concepts import CONCEPTS, load_concept
 from data.errors import DataError
-from data.hub_images import HubImage
-from data.image_dataset import CheckedImage, EncodedImage, ImageDataset
-from data.image_files import ImageFile
-from data.image_splits import SplitBy, split_images
+from data.image_dataset import CheckedImage, ImageDataset
+from data.image_splits import split_group, split_images
 from data.sources import ImageSource
 
 
@@ -94,18 +92,10 @@ def _split(source: ImageSource, images: Sequence[Seen]) -> list[Seen]:
     if source.concept is not None:
         return list(images)
     checked = [_checked(image) for image in images]
-    groups = [_group(image.source, source.split_by) for image in images]
+    groups = [split_group(image.source, source.split_by) for image in images]
     _, held_out = split_images(checked, source.held_out_fraction, groups, by_label=source.split_by == "group")
     names = {image.name for image in held_out}
     return [replace(image, side=HELD_OUT if image.source.name in names else TRAINING) for image in images]
-
-
-def _group(image: EncodedImage, split_by: SplitBy) -> str:
-    if split_by == "label":
-        return image.label
-    if split_by == "folder":
-        return str(PurePosixPath(image.name).parent)
-    return image.group if isinstance(image, ImageFile | HubImage) else ""
 
 
 def _checked(image: Seen) -> CheckedImage:

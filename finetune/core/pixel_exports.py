@@ -18,7 +18,8 @@ from finetune.core import draws, files
 from finetune.core.pixel_models import scheduler
 from finetune.core.settings import DdpmSettings, to_yaml
 from finetune.core.trainables import WholeModule, averages
-from pipelines.pixel_model import FACTS_NAME, PixelModel, load_pixel_model, weights_fingerprint
+from pipelines.fingerprints import weights_fingerprint
+from pipelines.pixel_model import FACTS_NAME, PixelModel, load_pixel_model
 from pipelines.sheets import save_png, to_picture
 
 FINAL_STEPS = 50  # of the picture that shows that the folder draws

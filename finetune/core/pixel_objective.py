@@ -12,7 +12,6 @@ from finetune.core import draws
 from finetune.core.method import Batch
 from finetune.core.objective import Denoiser, NoiseObjective, add_noise, min_snr_weight, target
 from pipelines.diffusion.bound import discretised_gaussian_log_likelihood, gaussian_kl
-from pipelines.diffusion.posterior import posterior
 from pipelines.pixel_model import PixelModel
 
 BOUND_WEIGHT = 0.001  # of the bound beside the simple loss (Nichol and Dhariwal 2021, eq. 16)
@@ -115,7 +114,7 @@ def bound_terms(model: PixelModel, output: Tensor, x0: Tensor, x_t: Tensor, t: T
     the smaller one, beta~_t, whose value at 1 stands for the one at 0 too.
     """
     said = model.interpret(output, x_t, t)
-    x0_weight, xt_weight = _posterior_weights(model, t)
+    x0_weight, xt_weight = model.posterior_weights(t)
     small = model.log_variance_bounds(t)[0].double()
     log_variance = small if said.log_variance is None else said.log_variance.double()
     error = x0_weight * (x0 - said.x0)
@@ -128,12 +127,3 @@ def bound_terms(model: PixelModel, output: Tensor, x0: Tensor, x_t: Tensor, t: T
     )
     nats = torch.where((t == 0).view(-1, 1, 1, 1), at_image, gaussian_kl(error, small.exp(), log_variance.exp()))
     return (nats.mean((1, 2, 3)) / math.log(2)).float()
-
-
-def _posterior_weights(model: PixelModel, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of x_0 and x_t in the mean of q(x_{t-1} | x_t, x_0), each (B, 1, 1, 1) float64."""
-    levels = [1.0, *model.alphas_cumprod.tolist()]
-    laws = [posterior(levels[step + 1], levels[step]) for step in t.tolist()]
-    weights = torch.tensor([(law.x0_weight, law.xt_weight) for law in laws], dtype=torch.float64, device=t.device)
-    x0_weight, xt_weight = weights.view(-1, 2, 1, 1, 1).unbind(1)
-    return x0_weight, xt_weight

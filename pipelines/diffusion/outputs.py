@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from data.errors import OutputError
 
@@ -25,11 +22,3 @@ def free_folder(asked: Path | None, above: Path, stem: str) -> Path:
     while (above / f"{stem}-{number}").exists():
         number += 1
     return above / f"{stem}-{number}"
-
-
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write numbers as JSON; a file that stands there is replaced as a whole."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)

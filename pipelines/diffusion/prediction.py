@@ -52,6 +52,10 @@ def from_v(v: Tensor, x_t: Tensor, alpha_bar: Tensor, log_variance: Tensor | Non
     return Prediction(signal * v + noise * x_t, signal * x_t - noise * v, log_variance)
 
 
+# by what a network says, in diffusers' names
+READINGS = {"epsilon": from_eps, "sample": from_x0, "v_prediction": from_v}
+
+
 def clipped(denoise: Denoiser, alphas_cumprod: Tensor, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """Return a denoiser whose image never leaves [low, high]; the noise is what then explains x_t.
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
-from torch import nn
 
 from data.errors import SettingsError, nearest
 from pipelines.components import SAMPLERS, Components, build_pipeline, load_components
@@ -20,6 +19,7 @@ from pipelines.evaluation.checkpoints import restore_checkpoint
 from pipelines.evaluation.grid import OWN_SCHEDULER, Arm, Cell
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
+from pipelines.fingerprints import weights_fingerprint
 from pipelines.runs import is_whole, open_tuned, predicting_as, read_facts
 from pipelines.sampling import sample
 
@@ -45,7 +45,7 @@ class BaseModel:
         components = predicting_as(load_components(name), dict(facts))
         identity = hashlib.sha256(components.fingerprint.encode())
         for module in (components.text_encoder, components.vae):
-            identity.update(_weights_digest(module))
+            identity.update(weights_fingerprint(module).encode())
         for scheduler in (components.scheduler, components.sampler):
             identity.update(f"{type(scheduler).__name__}{sorted(scheduler.config.items())}".encode())
         for module in (components.unet, components.vae, components.text_encoder):
@@ -260,14 +260,6 @@ def _scheduler(own: Any, name: str) -> Any:
     """Return a scheduler that predicts and spaces its steps as the model's own does; "own" is a fresh copy of it."""
     cls = type(own) if name == OWN_SCHEDULER else SCHEDULERS[name]
     return cls.from_config(own.config)
-
-
-def _weights_digest(module: nn.Module) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.digest()
 
 
 def count_tokens_cut(tokenizer: Any, texts: Sequence[str]) -> list[int]:

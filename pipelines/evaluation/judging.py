@@ -31,11 +31,12 @@ from pipelines.evaluation.result import (
 )
 from pipelines.evaluation.rings import Rings
 from pipelines.evaluation.states import CHOICE, AskedRun
-from pipelines.evaluation.store import ImageStore, write_text
+from pipelines.evaluation.store import ImageStore
 from pipelines.metrics.copying import Copying
 from pipelines.metrics.extractors import TextureStatistics
 from pipelines.metrics.forgetting import PriorDistance
 from pipelines.metrics.selection import Choice, Judged, Limits, choose, onset
+from pipelines.whole_files import write_text
 
 COST = "cost.jsonl"  # in a run's folder: a line for each session of its training
 NUM_COPIES = 10  # pairs shown of each run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.metrics.distances import Estimate
 from pipelines.metrics.estimates import finite
@@ -258,8 +258,3 @@ class Result:
     def scores_of(self, model: int, sampling: int = 0) -> Mapping[str, Score]:
         """Return the scores of a model under a sampler; {} where none were measured."""
         return next((m.scores for m in self.measured if (m.model, m.sampling) == (model, sampling)), {})
-
-
-def as_table(rows: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as the texts of a table."""
-    return {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in rows.items()}

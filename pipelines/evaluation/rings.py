@@ -17,7 +17,6 @@ from pipelines.evaluation.measuring import Images, Subject
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.prompt_sets import RINGS
 from pipelines.evaluation.result import Drifted, Score
-from pipelines.evaluation.store import write_text
 from pipelines.metrics.adherence import fit_leak_head, leak_rate
 from pipelines.metrics.colour import colour_retention
 from pipelines.metrics.estimates import difference
@@ -32,6 +31,7 @@ from pipelines.metrics.forgetting import (
     prior_distance,
     prior_likeness,
 )
+from pipelines.whole_files import write_text
 
 
 class Rings:
@@ -58,6 +58,7 @@ class Rings:
         }
         self._num_timesteps, self._images_per_prompt = num_timesteps, images_per_prompt
         self._predicted: np.ndarray | None = None
+        self._priors: dict[Subject, PriorDistance] = {}
 
     def __bool__(self) -> bool:
         return bool(self.asked)
@@ -118,10 +119,13 @@ class Rings:
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:40]
 
-    def prior(self, subject: Subject, ring: int | None = None) -> PriorDistance:
-        """Return how far the images of a ring, or of all, have gone from the base's."""
-        tuned, base, other = self._by_prompt(subject, self.of_ring(ring))
-        return prior_distance(tuned, base, other, extractor_id=self._images.extractor.extractor_id, seed=self._seed)
+    def prior(self, subject: Subject) -> PriorDistance:
+        """Return how far a model's images have gone from the base's."""
+        if subject not in self._priors:
+            tuned, base, other = self._by_prompt(subject, self.of_ring(None))
+            extractor_id = self._images.extractor.extractor_id
+            self._priors[subject] = prior_distance(tuned, base, other, extractor_id=extractor_id, seed=self._seed)
+        return self._priors[subject]
 
     def scores(self, subject: Subject, drift: DriftParts, concept: np.ndarray | None, seen: Images) -> dict[str, Score]:
         """Return all scores of forgetting.

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from data.errors import OutputError
 from pipelines.sheets import to_picture
+from pipelines.whole_files import write_text
 
 INDEX = "images.json"
 
@@ -66,12 +67,3 @@ class ImageStore:
         """Write what each image shows, one in each line of a JSON list, and return the file."""
         lines = ",\n".join(json.dumps(dict(entry), ensure_ascii=False) for entry in entries)
         return write_text(self.folder / INDEX, f"[\n{lines}\n]\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text in UTF-8 so that a reader finds the old content or the new one, and return its file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path

@@ -23,9 +23,10 @@ from pipelines.evaluation.plan import Axes, Plan, make_plan
 from pipelines.evaluation.prompt_sets import Prompt, PromptFile
 from pipelines.evaluation.real_images import captions_of
 from pipelines.evaluation.states import AskedRun, State
-from pipelines.evaluation.store import ImageStore, write_text
+from pipelines.evaluation.store import ImageStore
 from pipelines.metrics.selection import Limits
 from pipelines.report.page import write_page
+from pipelines.whole_files import write_text
 
 RESULT, PAGE = "result.json", "index.html"
 _LONGEST_WAIT = timedelta(days=7)  # of a process for the others, which draw as many images

@@ -18,6 +18,7 @@ from data.errors import DataError, NonFiniteError
 from data.randomness import derive, generator
 from pipelines.components import Components
 from pipelines.conditioning import TextConditioner
+from pipelines.diffusion.prediction import READINGS
 from pipelines.metrics.distances import (
     Discrepancy,
     Estimate,
@@ -121,28 +122,14 @@ def predicted_noise(components: Components, points: DriftPoints, *, batch_size: 
                     ),
                     return_dict=False,
                 )[0]
-                predicted[start : start + len(batch)] = as_noise(
-                    found.float().cpu(), noisy, spread, components.prediction_type
-                )
+                said = READINGS[components.prediction_type](found.float().cpu(), noisy, alpha_bar)
+                predicted[start : start + len(batch)] = said.eps
     finally:
         for part, training in modes.items():
             part.training = training
     if not bool(predicted.isfinite().all()):
         raise NonFiniteError("noise-prediction drift", "the model predicts values that are not finite.")
     return predicted.view(*points.timesteps.shape, *points.latents.shape[1:]).numpy()
-
-
-def as_noise(predicted: Tensor, noisy: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Return the noise that a prediction of noise, v (Salimans and Ho 2022, appendix D) or x0 stands for.
-
-    eps = sqrt(a) v + sqrt(1 - a) x_t, and eps = (x_t - sqrt(a) x0) / sqrt(1 - a). alpha_bar: broadcast against the
-    others, below 1.
-    """
-    if prediction_type == "epsilon":
-        return predicted
-    if prediction_type == "sample":
-        return (noisy - alpha_bar.sqrt() * predicted) / (1 - alpha_bar).sqrt()
-    return alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * noisy
 
 
 def noise_drift(tuned: np.ndarray, base: np.ndarray, points: DriftPoints, *, seed: int = 0) -> Estimate:

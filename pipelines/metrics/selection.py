@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.metrics.distances import Estimate
-from pipelines.metrics.estimates import standard_error, written
+from pipelines.metrics.estimates import standard_error
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,6 @@ def onset(series: Sequence[tuple[int, Estimate]], limit: float) -> int | None:
         if above[place] and above[place + 1]:
             return ordered[place][0]
     return None
-
-
-def curve(checkpoints: Sequence[Judged]) -> list[dict[str, Any]]:
-    """Return learning, forgetting and copying of every checkpoint in order of steps, as JSON can hold them."""
-    return [
-        {
-            "step": each.step,
-            "skill": written(each.skill),
-            "forgetting": written(each.forgetting),
-            "copying": written(each.copying),
-        }
-        for each in sorted(checkpoints, key=lambda each: each.step)
-    ]
 
 
 def _failure(checkpoint: Judged, limits: Limits) -> str:

@@ -17,10 +17,11 @@ from markupsafe import Markup
 
 from pipelines.evaluation.prompt_sets import RINGS
 from pipelines.evaluation.result import KINDS, Model, Result, Score, Verdict
-from pipelines.evaluation.store import ImageStore, write_text
+from pipelines.evaluation.store import ImageStore
 from pipelines.report.charts import NUM_COLOURS, Point, Series, Value, curves, interval_bar, trade_off
 from pipelines.report.pictures import chosen_keys, encoded, sheet_picture
 from pipelines.sheets import Row, sheet
+from pipelines.whole_files import write_text
 
 SCORES = "scores.csv"
 PAIRS_SHOWN = 12  # most drifted pairs of each ring and model

@@ -21,12 +21,12 @@ def markdown(summary: Summary) -> str:
     """Return one table for each data, and the differences that are decided."""
     lines = []
     for data in dict.fromkeys(row.data for row in summary.rows):
-        heads = ["method", *(KINDS[measure].title for measure in MEASURES), "trained", "MB", "minutes", "GiB"]
+        heads = ["method", *(KINDS[measure].title for measure in MEASURES), "trained", "MB", "core min", "GiB"]
         lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
         for row in (row for row in summary.rows if row.data == data):
             cells = [row.method, *(written(row.scores[measure]) for measure in MEASURES)]
             lines.append(
-                _row([*cells, row.trained, row.artefact_mb, f"{row.minutes:.1f}", f"{row.peak_mib / 1024:.1f}"])
+                _row([*cells, row.trained, row.artefact_mb, f"{row.cpu_minutes:.1f}", f"{row.peak_mib / 1024:.1f}"])
             )
         lines += ["", *(f"- {sentence}" for sentence in decisions(summary.differences, data)), ""]
     return "\n".join(lines)

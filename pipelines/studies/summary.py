@@ -37,15 +37,15 @@ class SeedMean:
 class Row:
     """One method on one data. scores: by measure; None where no training had it. why: what is said instead, by measure.
 
-    minutes: mean time of a training. peak_mib: largest memory of one. trained, artefact_mb: parameters, and the size
-    of the result.
+    cpu_minutes: mean time of a training on one core. peak_mib: largest memory of one. trained, artefact_mb: parameters,
+    and the size of the result.
     """
 
     data: str
     method: str
     scores: Mapping[str, SeedMean | None]
     why: Mapping[str, str]
-    minutes: float
+    cpu_minutes: float
     peak_mib: float
     trained: str
     artefact_mb: str
@@ -111,7 +111,7 @@ def summarise(data: str, trained: Sequence[TrainedRun], labels: Sequence[str], r
                 method,
                 means,
                 why,
-                float(np.mean([cost.seconds for cost in costs_of])) / 60,
+                float(np.mean([cost.cpu_seconds for cost in costs_of])) / 60,
                 max(cost.peak_mib for cost in costs_of),
                 first.get("trained parameters", ""),
                 first.get("artefact, MB", ""),

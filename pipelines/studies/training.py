@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from data.errors import FilrougeError, OutputError, SettingsError
 from pipelines.studies.study import Run
+from pipelines.whole_files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "study.json"  # in a run's folder: its options, and what its training took
@@ -30,9 +30,12 @@ class RunFailed(FilrougeError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training took. seconds: of wall time over all its starts. peak_mib: largest memory of its process."""
+    """What a training took over all its starts.
 
-    seconds: float
+    cpu_seconds: of one core, which trainings beside it do not change. peak_mib: largest memory of its process.
+    """
+
+    cpu_seconds: float
     peak_mib: float
 
 
@@ -129,15 +132,17 @@ def _refuse_wrong_options(runs: Sequence[Run], folder: Path, num_jobs: int) -> N
 
 def _train(run: Run, folder: Path, threads: int) -> TrainedRun:
     status, record = folder / "status.json", folder / RECORD
-    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"seconds": 0.0, "peak_mib": 0.0}
+    before = (
+        json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"cpu_seconds": 0.0, "peak_mib": 0.0}
+    )
     if before.get("is_done") and status.exists():
-        return TrainedRun(run, folder, Cost(before["seconds"], before["peak_mib"]))
+        return TrainedRun(run, folder, Cost(before["cpu_seconds"], before["peak_mib"]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     started_before = any(folder.glob("checkpoint-*"))
     how = ["--resume_from_checkpoint", "latest"] if started_before else ["--overwrite_output_dir"]
     log = folder.parent / f"{folder.name}.log"
     code, cost = _timed([*_command(run), "--output_dir", str(folder), *how], log, threads)
-    seconds = cost.seconds + (before["seconds"] if started_before else 0.0)
+    seconds = cost.cpu_seconds + (before["cpu_seconds"] if started_before else 0.0)
     total = Cost(seconds, max(cost.peak_mib, before["peak_mib"]))
     if folder.is_dir():
         _write(record, run, total, is_done=code == 0)
@@ -154,13 +159,11 @@ def _write(record: Path, run: Run, cost: Cost, *, is_done: bool) -> None:
         "seed": run.seed,
         "script": run.script,
         "options": dict(run.options),
-        "seconds": cost.seconds,
+        "cpu_seconds": cost.cpu_seconds,
         "peak_mib": cost.peak_mib,
         "is_done": is_done,
     }
-    temporary = record.with_name(f".{record.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(record)
+    write_json(content, record)
 
 
 def _command(run: Run) -> list[str]:
@@ -176,11 +179,10 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _timed(command: Sequence[str], log: Path, threads: int) -> tuple[int, Cost]:
-    """Run a command and return its exit code, its wall time and its largest memory."""
-    started = time.monotonic()
+    """Run a command and return its exit code, its time on the processor and its largest memory."""
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=_environment(threads)
         )
         _, status, usage = os.wait4(process.pid, 0)
-    return os.waitstatus_to_exitcode(status), Cost(time.monotonic() - started, usage.ru_maxrss / 1024)
+    return os.waitstatus_to_exitcode(status), Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)

@@ -27,6 +27,7 @@ from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
+from pipelines.fingerprints import weights_fingerprint
 
 BASE = Arm("base", None, 1.0, "base")
 
@@ -137,7 +138,7 @@ def test_bases_differ_by_any_of_their_weights(tiny_base_dir: Path, base: BaseMod
     assert as_v.identity != base.identity
     with torch.no_grad():
         next(iter(other.vae.parameters())).add_(1e-3)
-    assert drawing._weights_digest(other.vae) != drawing._weights_digest(base.components.vae)
+    assert weights_fingerprint(other.vae) != weights_fingerprint(base.components.vae)
 
 
 def test_a_run_of_other_weights_than_its_base_is_refused(

@@ -12,10 +12,10 @@ from peft import LoraConfig
 
 from data.errors import DataError, NonFiniteError
 from pipelines.components import Components, load_components
+from pipelines.diffusion.prediction import READINGS
 from pipelines.metrics.extractors import TextureStatistics
 from pipelines.metrics.forgetting import (
     DriftPoints,
-    as_noise,
     drift_parts,
     drift_points,
     noise_drift,
@@ -123,7 +123,9 @@ def test_every_prediction_type_is_turned_into_the_noise(prediction_type: str) ->
         "v_prediction": alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0,
         "sample": x0,
     }[prediction_type]
-    torch.testing.assert_close(as_noise(predicted, noisy, alpha_bar, prediction_type), noise, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        READINGS[prediction_type](predicted, noisy, alpha_bar.flatten()).eps, noise, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_model_of_v_is_measured_in_noise(base: Components, points: DriftPoints) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.metrics.distances import Estimate
-from pipelines.metrics.selection import Judged, Limits, choose, curve, onset
+from pipelines.metrics.selection import Judged, Limits, choose, onset
 
 
 def around(value: float, standard_error: float = 0.01) -> Estimate:
@@ -105,11 +105,3 @@ def test_the_onset_is_the_first_of_two_that_exceed_the_limit(values: list[float]
     series = [(100 * (place + 1), around(value)) for place, value in enumerate(values)]
     assert onset(series, 0.1) == expected
     assert onset(series[::-1], 0.1) == expected
-
-
-def test_the_curve_is_in_order_of_steps() -> None:
-    found = curve(run(0.2, None, forgetting=[0.1, 0.2])[::-1])
-    assert [entry["step"] for entry in found] == [100, 200]
-    assert found[0]["skill"]["value"] == 0.2
-    assert found[1]["skill"] is None
-    assert found[1]["copying"] is None

@@ -143,7 +143,7 @@ def test_a_run_is_trained_once_and_a_stopped_one_goes_on(tmp_path: Path, picture
     artefact = trained.folder / "pytorch_lora_weights.safetensors"
     record = json.loads((trained.folder / RECORD).read_text())
     assert record["is_done"]
-    assert trained.cost.seconds > 0.5
+    assert trained.cost.cpu_seconds > 0.5
     assert trained.cost.peak_mib > 100
     before = artefact.stat().st_mtime_ns, artefact.read_bytes()
     (again,) = train_all(study.runs, tmp_path / "out")
@@ -157,7 +157,7 @@ def test_a_run_is_trained_once_and_a_stopped_one_goes_on(tmp_path: Path, picture
     (resumed,) = train_all(study.runs, tmp_path / "out")
     assert (trained.folder / "checkpoint-1" / "manifest.json").stat().st_mtime_ns == first
     assert artefact.read_bytes() == before[1]
-    assert resumed.cost.seconds > trained.cost.seconds
+    assert resumed.cost.cpu_seconds > trained.cost.cpu_seconds
 
     changed = read_study(_study(tmp_path, pictures, tiny_base_dir, train_batch_size=2))
     with pytest.raises(OutputError, match=r"train_batch_size: the study says 2, the run there had 1"):
@@ -234,7 +234,7 @@ def _found(folder: Path) -> tuple[Any, Any]:
 def test_a_summary_has_a_row_for_each_method_with_its_cost(tmp_path: Path) -> None:
     _, summary = _found(tmp_path)
     first, second = summary.rows
-    assert (first.method, first.minutes, first.artefact_mb, first.trained) == ("lora", 4.5, "3.7", "968,832")
+    assert (first.method, first.cpu_minutes, first.artefact_mb, first.trained) == ("lora", 4.5, "3.7", "968,832")
     assert first.scores["skill"].value == pytest.approx(0.81)
     assert second.scores["skill"].value == pytest.approx(0.41)
     assert first.scores["adherence"] is None
