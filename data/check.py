@@ -67,13 +67,9 @@ def _source(arguments: argparse.Namespace) -> ImageSource:
         caption_column=arguments.caption_column,
         group_column=arguments.group_column,
         resolution=arguments.resolution,
-        seed=0,  # nothing that is looked at depends on it
         um_per_px=arguments.um_per_px,
         px_per_voxel=arguments.px_per_voxel,
         images_per_class=arguments.images_per_class,
-        center_crop=False,
-        random_flip=False,
-        proportion_empty_prompts=0.0,
         held_out_fraction=arguments.held_out_fraction,
         split_by=arguments.split_by,
         dtd_split=arguments.dtd_split,

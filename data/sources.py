@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEXTURE_NOUN = "texture"  # of images that no concept file describes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageSource:
     """Everything that says which images a run sees, and how they are cut; a manifest keeps it to open them again.
 
@@ -30,21 +30,21 @@ class ImageSource:
     bucket_batch: see `Crops`. What has a default may be missing in a manifest.
     """
 
-    concept: str | None
-    data_root: Path | None
-    train_data_dir: Path | None
-    dataset_name: str | None
-    dataset_config_name: str | None
-    image_column: str
-    caption_column: str
     resolution: int
-    seed: int
-    um_per_px: float | None
-    images_per_class: int | None
-    center_crop: bool
-    random_flip: bool
-    proportion_empty_prompts: float
-    held_out_fraction: float
+    concept: str | None = None
+    data_root: Path | None = None
+    train_data_dir: Path | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    image_column: str = "image"
+    caption_column: str = "text"
+    seed: int = 0
+    um_per_px: float | None = None
+    images_per_class: int | None = None
+    center_crop: bool = False
+    random_flip: bool = False
+    proportion_empty_prompts: float = 0.0
+    held_out_fraction: float = 0.2
     px_per_voxel: float | None = None
     bucket_batch: int | None = None
     dtd_split: int = 1
@@ -77,7 +77,7 @@ class ImageSource:
         """Return the source that `manifest` wrote."""
         values = {field.name: content[field.name] for field in fields(ImageSource) if field.name in content}
         for name in ("data_root", "train_data_dir"):
-            if values[name] is not None:
+            if values.get(name) is not None:
                 values[name] = Path(values[name])
         return ImageSource(**values)
 

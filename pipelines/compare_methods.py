@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from pipelines.studies.report import html, markdown
-    from pipelines.studies.summary import Summary, summarise
+    from pipelines.studies.summary import Summary, judged, summarise
     from pipelines.studies.training import check_runs, train_all
     from pipelines.whole_files import write_text
 
@@ -54,16 +54,15 @@ def main(argv: Sequence[str]) -> None:
         result = json.loads((page.parent / "result.json").read_text(encoding="utf-8"))
         parts.append(summarise(data, of_data, labels, result))
         pages[data] = str(page.relative_to(folder))
-        whole = Summary(
-            tuple(row for part in parts for row in part.rows),
-            tuple(each for part in parts for each in part.differences),
-        )
+        rows = tuple(row for part in parts for row in part.rows)
+        claims = [claim for claim in study.claims if claim.data in pages]
+        whole = Summary(rows, tuple(each for part in parts for each in part.differences), tuple(judged(claims, rows)))
         hours = sum(each.cost.cpu_seconds for each in trained) / 3600
         provenance = {
             "command": f"python pipelines/compare_methods.py {shlex.join(argv)}",
             "study": str(study.path),
             "prompts": f"{prompts.path} (sha256 {prompts.sha256[:16]})",
-            "evaluation": study.tier,
+            "evaluation": f"{study.tier}, {study.num_inference_steps} denoising steps",
             "training seeds": ", ".join(map(str, study.seeds)),
             "training": f"{len(trained)} runs, {hours:.1f} h of one core in all, {arguments.num_jobs} at a time",
         }
@@ -96,10 +95,11 @@ def _evaluate(
             base=None,
             weights=(1.0,),
             schedulers="own",
-            steps=(30,),
+            steps=(study.num_inference_steps,),
             guidance=(3.0,),
-            seeds=None,
+            seeds=None if study.images_per_prompt is None else tuple(range(study.images_per_prompt)),
             batch_size=16,
+            num_processes=None,
             resolution=None,
             tier=study.tier,
             forgetting_limit=None,

@@ -3,10 +3,10 @@
     python pipelines/evaluate_prompts.py --adapter runs/sf_dry-lora --prompts configs/prompts/composites.yaml
 
 writes one HTML page, its numbers as JSON, and every image as PNG. Images are kept by what they depend on: the same
-command goes on where it was stopped, and another one draws only what is new. On several GPUs, or processes of the CPU:
+command goes on where it was stopped, and another one draws only what is new. The cores of one machine are used as they
+are; on several GPUs:
 
     accelerate launch --multi_gpu --num_processes 2 pipelines/evaluate_prompts.py …
-    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 pipelines/evaluate_prompts.py …
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
             guidance=_numbers("--guidance", arguments.guidance),
             seeds=None if arguments.seeds is None else tuple(parse_seeds(arguments.seeds)),
             batch_size=arguments.batch_size,
+            num_processes=arguments.num_processes,
             resolution=arguments.resolution,
             tier=arguments.tier,
             forgetting_limit=arguments.forgetting_limit,
@@ -108,6 +109,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--guidance", default="3", help="guidance scales, 1 is none (default: 3)")
     parser.add_argument("--seeds", help="one image each for every prompt (default: by tier)")
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn together (default: 16)")
+    parser.add_argument(
+        "--num_processes",
+        type=positive,
+        help="that draw beside each other on the CPU (default: as many as cores and memory have room for)",
+    )
     parser.add_argument("--resolution", type=positive, help="side in pixels (default: the base's own)")
     parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the one the runs name)")
     parser.add_argument("--output_dir", type=Path, help="folder, kept and added to (default: evaluation-… in the run)")

@@ -204,18 +204,7 @@ def _source(arguments: argparse.Namespace, resolution: int) -> ImageSource:
         concept=arguments.concept,
         data_root=None if arguments.concept is None else _data_root(arguments),
         train_data_dir=arguments.train_data_dir,
-        dataset_name=None,
-        dataset_config_name=None,
-        image_column="image",
-        caption_column="text",
         resolution=resolution,
-        seed=0,
-        um_per_px=None,
-        images_per_class=None,
-        center_crop=False,
-        random_flip=False,
-        proportion_empty_prompts=0.0,
-        held_out_fraction=0.2,
     )
     refuse_unused(source, {"um_per_px"} if arguments.um_per_px else set())
     return source

@@ -63,20 +63,8 @@ def tiny_run(
     DDPMPipeline(unet=unet, scheduler=scheduler(model)).save_pretrained(run)
     (run / FACTS_NAME).write_text(json.dumps(model.facts()), encoding="utf-8")
     source = ImageSource(
-        concept=None,
-        data_root=None,
         train_data_dir=pictures,
-        dataset_name=None,
-        dataset_config_name=None,
-        image_column="image",
-        caption_column="text",
         resolution=size_px,
-        seed=0,
-        um_per_px=None,
-        images_per_class=None,
-        center_crop=False,
-        random_flip=False,
-        proportion_empty_prompts=0.0,
         held_out_fraction=0.4,
     )
     manifest = {

@@ -16,17 +16,15 @@ from data.wording import RewordedDataset, Wording
 from finetune.core.cache import CachedConditioner, CachedSpace
 from finetune.core.concept_images import ConceptImages, identifiers
 from finetune.core.objective import NoiseObjective, unet_denoiser
+from finetune.core.option_groups import AdapterSettings, LossSettings, PlaceholderSettings
 from finetune.core.settings import (
-    AdapterSettings,
     ConceptSettings,
     DreamboothSettings,
     FullUnetSettings,
     LoopSettings,
     LoraDreamboothSettings,
     LoraSettings,
-    LossSettings,
     PivotalTuningSettings,
-    PlaceholderSettings,
     TextualInversionSettings,
 )
 from finetune.core.token_rows import TokenRows

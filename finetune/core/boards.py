@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import SettingsError
-from finetune.core.settings import TrackerName
+from finetune.core.option_groups import TrackerName
 
 WANDB_PROJECT = "filrouge"
 

@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import SettingsError, nearest
 from data.exits import exit_code
-from finetune.core.settings import ALIASES, LENGTHS, SWITCHES, ConceptSettings, DdpmSettings, Settings
+from finetune.core.option_groups import ALIASES, LENGTHS, SWITCHES, Settings
+from finetune.core.settings import ConceptSettings, DdpmSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

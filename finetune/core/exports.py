@@ -19,7 +19,8 @@ from data.dataset import ConceptDataset, Dataset
 from data.errors import OutputError
 from finetune.core import files
 from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
-from finetune.core.settings import ConceptSettings, to_yaml
+from finetune.core.setting_changes import to_yaml
+from finetune.core.settings import ConceptSettings
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import ADAPTER, Lora, WholeModule, averages
 from pipelines.adapters import FACTS_KEY, export_lora

@@ -16,7 +16,8 @@ from data.dataset import ConceptDataset
 from data.errors import OutputError
 from finetune.core import draws, files
 from finetune.core.pixel_models import scheduler
-from finetune.core.settings import DdpmSettings, to_yaml
+from finetune.core.setting_changes import to_yaml
+from finetune.core.settings import DdpmSettings
 from finetune.core.trainables import WholeModule, averages
 from pipelines.fingerprints import weights_fingerprint
 from pipelines.pixel_model import FACTS_NAME, PixelModel, load_pixel_model

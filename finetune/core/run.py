@@ -25,7 +25,8 @@ from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
 from finetune.core.loop import train
 from finetune.core.method import Method
-from finetune.core.settings import LoopSettings, refuse_changes, to_yaml
+from finetune.core.setting_changes import refuse_changes, to_yaml
+from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
 
 Settings = TypeVar("Settings", bound=LoopSettings)

@@ -12,18 +12,30 @@ import numpy as np
 from safetensors import safe_open
 
 from pipelines.evaluation.copies import Copies, copying_scores, keep_real
-from pipelines.evaluation.drawing import PipelineOpener, count_tokens_cut, result_first
+from pipelines.evaluation.drawing import count_tokens_cut
 from pipelines.evaluation.grid import Arm
-from pipelines.evaluation.measuring import Images, Learning, Subject, described, learning_scores
+from pipelines.evaluation.measuring import (
+    Images,
+    Learning,
+    Subject,
+    class_coverage_score,
+    confusion,
+    described,
+    learning_scores,
+    profiles,
+)
+from pipelines.evaluation.opener import PipelineOpener, result_first
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages, open_real_images
 from pipelines.evaluation.result import (
+    Confusion,
     Copied,
     Described,
     Drifted,
     Measured,
     Model,
     Picture,
+    Profile,
     Question,
     Result,
     Score,
@@ -59,6 +71,8 @@ class _Found:
     drifted: list[Drifted] = field(default_factory=list)
     copied: list[Copied] = field(default_factory=list)
     described: list[Described] = field(default_factory=list)
+    confusions: list[Confusion] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
     held_out_ncc: dict[str, tuple[float, ...]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
@@ -131,6 +145,8 @@ def judge(
         copied=tuple(found.copied),
         held_out_ncc=found.held_out_ncc,
         described=tuple(found.described),
+        confusions=tuple(found.confusions),
+        profiles=tuple(found.profiles),
         cost=tuple(_cost(run) for run in plan.runs.values()),
         statements=tuple(found.statements),
         provenance=dict(provenance) | {"extractor": images.extractor.extractor_id},
@@ -213,6 +229,8 @@ def _measure_model(subject: Subject, reference: _Reference, rings: Rings, contex
         drift = rings.drift(subject, context.opener, context.store.folder / "drift")
         concept = learning.concept if learning is not None and learning.asked else None
         scores |= rings.scores(subject, drift, concept, reference.seen)
+        if learning is not None:
+            scores |= class_coverage_score(subject, reference.seen, learning, rings.of_ring(0), seed=seed)
         forgetting = drift.estimate(tuple(drift.changes), seed=seed)
         found.drifted += rings.drifted(subject, number) if subject.place == 0 else []
     copied = None if copies is None else copies.measure(subject, context.images, seed=seed)
@@ -229,11 +247,19 @@ def _measure_model(subject: Subject, reference: _Reference, rings: Rings, contex
 def _show_result(
     subject: Subject, reference: _Reference, copied: Copying | None, context: _Context, found: _Found
 ) -> None:
-    """Keep the nearest copies and the physical descriptors of a run's result."""
+    """Keep the nearest copies, the confusions, the profiles and the physical descriptors of a run's result."""
     number, real, learning = context.models[subject.arm], reference.real, reference.learning
     if copied is not None and reference.copies is not None:
         found.copied += reference.copies.worst(copied, subject, context.images, context.plan, number, NUM_COPIES)
-    if learning is not None and real is not None and real.are_slices:
+    if learning is None or real is None:
+        return
+    named = confusion(subject, reference.seen, learning, number, seed=context.seed)
+    found.confusions += [] if named is None else [named]
+    curves, left_out = profiles(subject, reference.seen, learning, real, number, seed=context.seed)
+    found.profiles += curves
+    if left_out:
+        found.statements.append(f"{reference.run.label}: {left_out}")
+    if real.are_slices:
         descriptors, why = described(subject, reference.seen, learning, real, number, seed=context.seed)
         found.described += descriptors
         if why:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from data.errors import DataError
 from pipelines.evaluation.grid import Arm, Cell
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages
-from pipelines.evaluation.result import Described, Score
+from pipelines.evaluation.result import Confusion, Curve, Described, Profile, Score
 from pipelines.evaluation.store import ImageStore
-from pipelines.metrics.adherence import Labelled, adherence, fit_head
+from pipelines.metrics.adherence import Adherence, Head, Labelled, adherence, class_coverage, fit_head
 from pipelines.metrics.coverage import coverage
 from pipelines.metrics.distances import Estimate
 from pipelines.metrics.diversity import pairwise_distance, vendi_ratio
@@ -22,6 +23,7 @@ from pipelines.metrics.estimates import mean_over_prompts, prompt_seed, ratio
 from pipelines.metrics.extractors import Extractor
 from pipelines.metrics.fidelity import IN_WORDS, Fidelity, fidelity
 from pipelines.metrics.slices import compare_slices
+from pipelines.metrics.spectra import Band, Tone, radial_spectrum, tone_histogram
 
 FEWEST_FOR_COVERAGE = 20
 
@@ -104,6 +106,14 @@ class Learning:
         """Features of all real images."""
         return np.concatenate([*self.training.values(), *self.held_out.values()])
 
+    @cached_property
+    def head(self) -> Head | None:
+        """The classifier that tells the captions apart; None where there is one only."""
+        if len(self.asked) < 2:
+            return None
+        training, held_out = Labelled.of(self.training), Labelled.of(self.held_out)
+        return fit_head("caption", training, held_out, extractor_id=self.extractor_id)
+
 
 def learning_scores(
     subject: Subject, images: Images, learning: Learning, *, seed: int
@@ -132,15 +142,8 @@ def learning_scores(
         "kid_skill": _mean_skill(found, "kid", learning.extractor_id, seed),
         **_diversity(subject, images, learning, seed),
     }
-    if len(learning.asked) > 1:
-        head = fit_head(
-            "caption",
-            Labelled.of(learning.training),
-            Labelled.of(learning.held_out),
-            extractor_id=learning.extractor_id,
-        )
-        drawn = Labelled.of({caption: images.features(subject, asked) for caption, asked in learning.asked.items()})
-        adhered = adherence(head, drawn, seed=seed)
+    adhered = _adherence(subject, images, learning, seed)
+    if adhered is not None:
         scores["adherence"] = (
             Score.none("; ".join(adhered.caveats) or "the classifier names hardly any real image")
             if adhered.ratio is None
@@ -150,6 +153,47 @@ def learning_scores(
         scores["adherence"] = Score.none("one caption only: nothing to tell apart")
     skills = [one.scd.skill for one in found if one.scd.skill is not None]
     return scores, mean_over_prompts(skills, seed=seed) if len(skills) == len(found) else None
+
+
+def _adherence(subject: Subject, images: Images, learning: Learning, seed: int) -> Adherence | None:
+    if learning.head is None:
+        return None
+    drawn = Labelled.of({caption: images.features(subject, asked) for caption, asked in learning.asked.items()})
+    return adherence(learning.head, drawn, seed=seed)
+
+
+def confusion(subject: Subject, images: Images, learning: Learning, model: int, *, seed: int) -> Confusion | None:
+    """Return what the classifier of the captions names a model's images; None where there is one caption only."""
+    adhered = _adherence(subject, images, learning, seed)
+    if adhered is None or learning.head is None:
+        return None
+    labels = np.repeat(list(learning.held_out), [len(features) for features in learning.held_out.values()])
+    right = {label: learning.head.real[labels == label] for label in adhered.classes}
+    return Confusion(
+        model,
+        adhered.classes,
+        adhered.kind,
+        tuple(tuple(int(count) for count in row) for row in adhered.confusion),
+        tuple((int(right[label].sum()), len(right[label])) for label in adhered.classes),
+        Score.of(adhered.accuracy, learning.extractor_id),
+        Score.of(adhered.real_accuracy, learning.extractor_id),
+    )
+
+
+def class_coverage_score(
+    subject: Subject, images: Images, learning: Learning, asked: Sequence[int], *, seed: int
+) -> dict[str, Score]:
+    """Return how evenly the captions are named in a model's images of prompts without any; {} with one caption only.
+
+    asked: the prompts of the class word, as places among those asked. The floor is the base's value.
+    """
+    if learning.head is None or not asked:
+        return {}
+    tuned, base = (
+        class_coverage(learning.head, np.concatenate([images.features(of, place) for place in asked]), seed=seed)
+        for of in (subject, images.base_of(subject))
+    )
+    return {"class_coverage": Score.of(tuned, learning.extractor_id, "", base.value)}
 
 
 def _mean_skill(found: Sequence[Fidelity], kernel: str, extractor_id: str, seed: int) -> Score:
@@ -225,3 +269,36 @@ def described(
                 )
             )
     return found, ""
+
+
+def profiles(
+    subject: Subject, images: Images, learning: Learning, real: RealImages, model: int, *, seed: int
+) -> tuple[list[Profile], str]:
+    """Return spectrum and tones of a model's images beside held-out real ones; and what is left out, in words."""
+    if not learning.asked:
+        return [], ""
+    drawn = [images.pictures(subject, place) for place in learning.asked.values()]
+    held_out = [real.held_out[caption] for caption in learning.asked]
+    found, why = [], ""
+    if {each.shape[1:3] for each in drawn} == {each.shape[1:3] for each in held_out}:
+        generated, true = (radial_spectrum(groups, seed=seed) for groups in (drawn, held_out))
+        found.append(_profile(model, "spectrum", generated, true))
+    else:
+        why = "images are not of the size of its held-out images, so spectra are not compared."
+    tones: tuple[Tone, ...] = ("grey",) if real.are_slices else ("grey", "red", "green", "blue")
+    for tone in tones:
+        generated, true = (tone_histogram(groups, tone, seed=seed) for groups in (drawn, held_out))
+        found.append(_profile(model, tone, generated, true))
+    return found, why
+
+
+def _profile(model: int, name: Literal["spectrum"] | Tone, generated: Band, real: Band) -> Profile:
+    return Profile(model, name, _numbers(generated.x), _curve(generated), _curve(real))
+
+
+def _curve(band: Band) -> Curve:
+    return Curve(_numbers(band.value), _numbers(band.low), _numbers(band.high), band.num_images)
+
+
+def _numbers(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{value:.5g}") for value in values)

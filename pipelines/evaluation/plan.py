@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from data.randomness import derive
-from pipelines.evaluation.drawing import BaseModel
+from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.grid import Arm, Asked, Cell, Sampling, cells
 from pipelines.evaluation.states import AskedRun, State
 

@@ -13,6 +13,7 @@ rings:                                  # what a model should not forget, from n
   class: [a texture]
   related: [a striped texture]
   unrelated: [two red circles]
+claims: []                              # what is expected of the runs, as `asked_claims` says
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ import yaml
 
 from data.concepts import CONCEPTS, load_concept
 from data.errors import SettingsError, nearest
+from pipelines.evaluation.asked_claims import AskedClaim, read_claims
+from pipelines.evaluation.result import KINDS
 from pipelines.prompts import parse_seeds, read_prompts
 
 CAPTION = "{caption}"  # stands for every caption of the run that is asked
 RINGS = ("class", "related", "unrelated")
 MOST_PROMPTS = 10_000
-_KEYS = ("negative_prompt", "sets", "rings")
+_KEYS = ("negative_prompt", "sets", "rings", "claims")
 _ENTRY_KEYS = (
     "prompt",
     "template",
@@ -74,6 +77,7 @@ class PromptFile:
     sha256: str
     prompts: tuple[Prompt, ...]
     num_repeated: int
+    claims: tuple[AskedClaim, ...] = ()
 
     @property
     def has_rings(self) -> bool:
@@ -87,19 +91,19 @@ def read_prompt_file(path: Path) -> PromptFile:
     Raises SettingsError for a file that is missing, not UTF-8 or without a prompt, with everything that is wrong.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
-        prompts = _from_yaml(path)
+        prompts, claims = _from_yaml(path)
     else:
-        prompts = [Prompt(text, "prompts") for text in read_prompts(path)]
+        prompts, claims = [Prompt(text, "prompts") for text in read_prompts(path)], ()
     if len(prompts) > MOST_PROMPTS:
         raise SettingsError(
             str(path), f"holds {len(prompts)} prompts, expected at most {MOST_PROMPTS}. Split the file."
         )
     once = tuple(dict.fromkeys(prompts))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PromptFile(path, digest, once, num_repeated=len(prompts) - len(once))
+    return PromptFile(path, digest, once, len(prompts) - len(once), claims)
 
 
-def _from_yaml(path: Path) -> list[Prompt]:
+def _from_yaml(path: Path) -> tuple[list[Prompt], tuple[AskedClaim, ...]]:
     content = _read_mapping(path)
     problems = [f"{key}: unknown key.{nearest(str(key), _KEYS)}" for key in content if key not in _KEYS]
     default = Prompt("", "", negative=_text(content, "negative_prompt", "negative_prompt", problems) or "")
@@ -121,11 +125,15 @@ def _from_yaml(path: Path) -> list[Prompt]:
                 group = replace(default, group=name, ring=None if known is None else known.index(name))
                 for number, entry in enumerate(entries):
                     prompts += _entry(entry, f"{where}[{number}]", group, problems)
+    claims = read_claims(content.get("claims", []), tuple(KINDS), problems)
+    problems += [
+        f"claims: {claim.text}: one evaluation is of one data. Leave data out." for claim in claims if claim.data
+    ]
     if not prompts and not problems:
         problems.append("holds no prompt. Write sets: {name: [prompt, …]}, rings: {class: [prompt, …]}, or both.")
     if problems:
         raise SettingsError(str(path), *problems)
-    return prompts
+    return prompts, claims
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:

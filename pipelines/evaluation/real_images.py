@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from data.errors import FilrougeError
 from pipelines.evaluation.states import AskedRun
+from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
 from pipelines.run_data import reopened
 
 
@@ -34,6 +35,21 @@ class RealImages:
             for caption, images in self.training.items()
             if len(images) > 1 and len(self.held_out.get(caption, ())) > 1
         )
+
+    def halves(self) -> tuple[RealImages, RealImages] | None:
+        """Return the first and the second half of the held-out images of every caption, each with all training images.
+
+        Halves of neighbours, as slices beside each other are nearly the same. None where a half of a caption would have
+        fewer than 10 images, below which nothing can be said.
+        """
+        if (
+            not self.captions
+            or min(len(self.held_out[caption]) for caption in self.captions) < 2 * FEWEST_FOR_A_VERDICT
+        ):
+            return None
+        first = {caption: images[: len(images) // 2] for caption, images in self.held_out.items()}
+        second = {caption: images[len(images) // 2 :] for caption, images in self.held_out.items()}
+        return replace(self, held_out=first), replace(self, held_out=second)
 
 
 def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None, str]:

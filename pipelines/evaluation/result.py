@@ -70,6 +70,12 @@ KINDS: Mapping[str, Kind] = {
     "coverage": Kind(
         "coverage", "diversity", "one", "share of real images with a generated one beside it, over expected", 1.0
     ),
+    "class_coverage": Kind(
+        "class coverage",
+        "diversity",
+        "up",
+        "how evenly a classifier of real images names its classes in images of the class word; the floor is the base's",
+    ),
 }
 
 
@@ -200,6 +206,47 @@ class Described:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """What a classifier of real images names a model's images.
+
+    counts: rows by the caption asked for, columns by the class named, both in the order of classes. real_counts: of
+    the held-out real images of each class, how many it names rightly, and how many there are.
+    """
+
+    model: int
+    classes: tuple[str, ...]
+    classifier: str
+    counts: tuple[tuple[int, ...], ...]
+    real_counts: tuple[tuple[int, int], ...]
+    accuracy: Score
+    real_accuracy: Score
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean over images with its 95 % band, by the x of its profile."""
+
+    value: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A model's images as a whole beside held-out real ones, over all its captions.
+
+    name: "spectrum" for power in dB against cycles per px, else the tone, against 0 to 1, of which it has the shares.
+    """
+
+    model: int
+    name: Literal["spectrum", "grey", "red", "green", "blue"]
+    x: tuple[float, ...]
+    generated: Curve
+    real: Curve
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What may be said of one run: which checkpoint, why, and one sentence each on what it learnt, forgot and copied.
 
@@ -246,6 +293,8 @@ class Result:
     copied: tuple[Copied, ...] = ()
     held_out_ncc: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     described: tuple[Described, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+    profiles: tuple[Profile, ...] = ()
     cost: tuple[Mapping[str, str], ...] = ()
     claims: tuple[Claim, ...] = ()
     statements: tuple[str, ...] = ()

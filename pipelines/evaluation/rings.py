@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.evaluation.drawing import PipelineOpener
 from pipelines.evaluation.grid import Arm
 from pipelines.evaluation.measuring import Images, Subject
+from pipelines.evaluation.opener import PipelineOpener
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.prompt_sets import RINGS
 from pipelines.evaluation.result import Drifted, Score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import product
@@ -15,8 +15,10 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm import tqdm
 
-from data.errors import SettingsError
-from pipelines.evaluation.drawing import BaseModel, count_tokens_cut, described, draw, load_bases, parse_schedulers
+from data.errors import SettingsError, nearest
+from pipelines.evaluation.bases import BaseModel, load_bases
+from pipelines.evaluation.claims import claimed, judge_claims
+from pipelines.evaluation.drawing import Drawing, batches, count_tokens_cut, described, parse_schedulers
 from pipelines.evaluation.grid import Asked, Sampling, asked_of
 from pipelines.evaluation.judging import Effort, judge
 from pipelines.evaluation.plan import Axes, Plan, make_plan
@@ -24,6 +26,7 @@ from pipelines.evaluation.prompt_sets import Prompt, PromptFile
 from pipelines.evaluation.real_images import captions_of
 from pipelines.evaluation.states import AskedRun, State
 from pipelines.evaluation.store import ImageStore
+from pipelines.evaluation.workers import draw_in_processes, num_workers
 from pipelines.metrics.selection import Limits
 from pipelines.report.page import write_page
 from pipelines.whole_files import write_text
@@ -51,8 +54,20 @@ TIERS = {
 
 
 @dataclass(frozen=True)
+class _Drawn:
+    """What was drawn by all processes together."""
+
+    num_images: int
+    seconds: float
+    num_processes: int
+
+
+@dataclass(frozen=True)
 class Request:
-    """What a user asks for. runs: with their states. schedulers: as written. resolution: None is the base's own."""
+    """What a user asks for. runs: with their states. schedulers: as written. resolution: None is the base's own.
+
+    num_processes: that draw beside each other on the CPU; None is as many as cores and memory have room for.
+    """
 
     prompt_file: PromptFile
     runs: tuple[tuple[AskedRun, tuple[State, ...]], ...]
@@ -65,6 +80,7 @@ class Request:
     guidance: tuple[float, ...]
     seeds: tuple[int, ...] | None
     batch_size: int
+    num_processes: int | None
     resolution: int | None
     tier: str
     forgetting_limit: float | None
@@ -90,9 +106,10 @@ def evaluate(request: Request) -> Path | None:
     )
     asked = _asked(prompts, request.runs)
     plan = make_plan(asked, axes, bases, [(run, base_of[run.label], states) for run, states in request.runs])
+    _check_claims(request.prompt_file, plan)
     statements += _statements(request, plan, next(iter(bases.values())))
     store = ImageStore(request.folder)
-    seconds, num_drawn = _draw(plan, store, request, process)
+    drawn = _draw(plan, store, request, process)
     process.wait_for_everyone()
     if not process.is_main_process:
         process.end_training()
@@ -113,9 +130,10 @@ def evaluate(request: Request) -> Path | None:
             seed=_SEED,
             device=process.device,
             statements=statements,
-            provenance=_provenance(request, plan, num_drawn, seconds, process),
+            provenance=_provenance(request, plan, drawn, process),
             progress=bar.update,
         )
+    result = replace(result, claims=tuple(judge_claims(request.prompt_file.claims, claimed(result))))
     write_text(store.folder / RESULT, result.as_json())
     page = write_page(result, store, store.folder / PAGE)
     process.end_training()
@@ -126,28 +144,36 @@ def evaluate(request: Request) -> Path | None:
     return page
 
 
-def _draw(plan: Plan, store: ImageStore, request: Request, process: Accelerator) -> tuple[float, int]:
-    """Draw this process's share of what is missing; return the seconds and the number of images of all processes."""
+def _draw(plan: Plan, store: ImageStore, request: Request, process: Accelerator) -> _Drawn:
+    """Draw this process's share of what is missing."""
     keyed = plan.keyed()
     missing = [(key, cell) for key, cell in keyed.items() if not store.has(key)]
     process.wait_for_everyone()  # no process draws before every one has seen what is missing
-    share = missing[process.process_index :: process.num_processes]
+    share = batches(missing[process.process_index :: process.num_processes], request.batch_size)
     if process.is_main_process:
         print(f"{len(keyed)} images, of which {len(keyed) - len(missing)} are there: {store.folder}", flush=True)
     start = time.perf_counter()
+    is_alone = process.device.type == "cpu" and process.num_processes == 1
+    workers = min(request.num_processes or num_workers(plan.bases, len(missing)), len(share)) if is_alone else 1
     of = f" (share of process 1 of {process.num_processes})" if process.num_processes > 1 else ""
-    with tqdm(total=len(share), unit="image", desc=f"draw{of}", disable=not process.is_main_process) as bar:
-        draw(
-            share,
-            store,
-            plan.bases,
-            plan.runs,
-            batch_size=request.batch_size,
-            size_px=plan.axes.size_px,
-            device=process.device,
-            progress=bar.update,
-        )
-    return time.perf_counter() - start, len(missing)
+    count = sum(len(batch) for batch in share)
+    with tqdm(total=count, unit="image", desc=f"draw{of}", disable=not process.is_main_process) as bar:
+        if workers > 1:
+            draw_in_processes(
+                share,
+                store.folder,
+                plan.bases,
+                plan.runs,
+                size_px=plan.axes.size_px,
+                num_processes=workers,
+                progress=bar.update,
+            )
+        else:
+            drawing = Drawing(store, plan.bases, plan.runs, size_px=plan.axes.size_px, device=process.device)
+            for batch in share:
+                drawing.draw(batch)
+                bar.update(len(batch))
+    return _Drawn(len(missing), time.perf_counter() - start, process.num_processes * max(1, workers))
 
 
 def _chosen_prompts(file: PromptFile, tier: Tier) -> tuple[tuple[Prompt, ...], list[str]]:
@@ -181,6 +207,18 @@ def _asked(prompts: Sequence[Prompt], runs: Sequence[tuple[AskedRun, tuple[State
     return asked
 
 
+def _check_claims(file: PromptFile, plan: Plan) -> None:
+    known = [*plan.runs, *(arm.label for arm in plan.arms if not arm.is_base)]
+    problems = [
+        f"claims: {claim.text}: found the run {name!r}.{nearest(name, known)}"
+        for claim in file.claims
+        for name in claim.runs
+        if name not in known
+    ]
+    if problems:
+        raise SettingsError(str(file.path), *problems)
+
+
 def _statements(request: Request, plan: Plan, base: BaseModel) -> list[str]:
     found = []
     for run, states in request.runs:
@@ -199,7 +237,7 @@ def _statements(request: Request, plan: Plan, base: BaseModel) -> list[str]:
     return found
 
 
-def _provenance(request: Request, plan: Plan, num_drawn: int, seconds: float, process: Accelerator) -> dict[str, str]:
+def _provenance(request: Request, plan: Plan, drawn: _Drawn, process: Accelerator) -> dict[str, str]:
     device = torch.cuda.get_device_name() if process.device.type == "cuda" else f"{platform.machine()} CPU"
     facts = {
         "command": request.command,
@@ -212,10 +250,11 @@ def _provenance(request: Request, plan: Plan, num_drawn: int, seconds: float, pr
         "seeds": f"{', '.join(map(str, plan.axes.seeds))}; measures {_SEED}",
         "size": f"{plan.axes.size_px} px",
         "tier": request.tier,
-        "device": f"{device}, {process.num_processes} processes, {torch.get_num_threads()} threads",
+        "device": f"{device}, {torch.get_num_threads()} threads",
         "versions": ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
         + f", Python {platform.python_version()}",
     }
-    if num_drawn:
-        facts["drawn in the last session"] = f"{num_drawn} images, {num_drawn / seconds:.2f} images/s"
+    if drawn.num_images:
+        rate = f"{drawn.num_images / drawn.seconds:.2f} images/s by {drawn.num_processes} processes"
+        facts["drawn in the last session"] = f"{drawn.num_images} images, {rate}"
     return facts

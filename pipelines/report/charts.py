@@ -1,6 +1,7 @@
 """Charts as SVG text, drawn here so that the page needs no library: a trade-off, and curves along checkpoints.
 
-Colours come from the page's style sheet by class (run-0, run-1, …), so that they follow light, dark and print.
+Colours come from the page's style sheet by class (run-0, run-1, …), so that they follow light, dark and print. Titles
+are texts, or Markup of what may stand in a text of SVG. alt: attributes that name a chart, in place of its titles.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 NUM_COLOURS = 6  # of the style sheet
+LEVELS = ((0.0, "as the base"), (1.0, "as real images"))  # of a skill
 _WIDTH, _HEIGHT = 640, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 18, 50
 
@@ -27,21 +29,30 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """A model in a chart. run: number of its run, for its colour and shape. is_chosen: gets a ring."""
+    """A model in a chart. run: number of its run, for its colour and shape. is_chosen: gets a ring.
+
+    picture: number of an image in the page, which its script shows beside the point; None for none. alt: attributes
+    that name the point, in place of its label and numbers.
+    """
 
     label: str
     run: int
     x: Value
     y: Value
     is_chosen: bool = False
+    picture: int | None = None
+    alt: Markup | None = None
 
 
 @dataclass(frozen=True)
 class Series:
-    """The course of one run: (x, value) by x. marks: where along x a dotted line stands, with its words."""
+    """The course of one run: (x, value) by x. marks: where along x a dotted line stands, with its words.
+
+    run: None for real images, which are grey and dashed.
+    """
 
     label: str
-    run: int
+    run: int | None
     points: tuple[tuple[float, Value], ...]
     marks: tuple[tuple[float, str], ...] = ()
 
@@ -66,11 +77,18 @@ class _Frame:
         return self.height - _BOTTOM - min(max(share, -0.02), 1.02) * (self.height - _TOP - _BOTTOM)
 
 
-def trade_off(points: Sequence[Point], *, x_title: str, y_title: str) -> Markup:
+def trade_off(
+    points: Sequence[Point],
+    *,
+    x_title: str,
+    y_title: str,
+    levels: Sequence[tuple[float, str]] = LEVELS,
+    alt: Markup | None = None,
+) -> Markup:
     """Return a scatter of models with error bars; the states of one run are joined in the order given."""
     frame = _frame([p.x for p in points], [p.y for p in points], _WIDTH, _HEIGHT, y_holds=(0.0, 1.0), x_holds=(0.0,))
     parts = [_axes(frame, x_title, y_title)]
-    for value, words in ((0.0, "as the base"), (1.0, "as real images")):
+    for value, words in levels:
         parts.append(_level(frame, value, words))
     for run in sorted({point.run for point in points}):
         own = [point for point in points if point.run == run]
@@ -80,24 +98,35 @@ def trade_off(points: Sequence[Point], *, x_title: str, y_title: str) -> Markup:
             parts.append(_errors(frame, point))
         for point in own:
             parts.append(_marker(frame, point))
-    said = f"{y_title} against {x_title} for {len(points)} models"
-    return _svg(parts, _WIDTH, _HEIGHT, said)
+    said = alt or _alt(f"{y_title} against {x_title} for {len(points)} models")
+    return _svg(parts, _WIDTH, _HEIGHT, said, role="group" if any(p.picture is not None for p in points) else "img")
 
 
-def curves(series: Sequence[Series], *, x_title: str, y_title: str, holds: tuple[float, ...] = ()) -> Markup:
-    """Return lines with bands of their intervals. holds: values that the vertical axis must show."""
+def curves(
+    series: Sequence[Series],
+    *,
+    x_title: str,
+    y_title: str,
+    holds: tuple[float, ...] = (),
+    has_dots: bool = True,
+    alt: Markup | None = None,
+) -> Markup:
+    """Return lines with bands of their intervals.
+
+    holds: values that the vertical axis must show. has_dots: whether each value gets a dot that tells it.
+    """
     width, height = 420, 260
     xs = [Value(x, x, x) for each in series for x, _ in each.points]
     frame = _frame(xs, [v for each in series for _, v in each.points], width, height, y_holds=holds, x_holds=(0.0,))
     parts = [_axes(frame, x_title, y_title)]
     for each in series:
-        colour = f"run-{each.run % NUM_COLOURS}"
+        colour = "run-real" if each.run is None else f"run-{each.run % NUM_COLOURS}"
         upper = [f"{frame.x(x):.1f},{frame.y(v.high):.1f}" for x, v in each.points]
         lower = [f"{frame.x(x):.1f},{frame.y(v.low):.1f}" for x, v in reversed(each.points)]
         parts.append(f'<polygon class="band {colour}" points="{" ".join(upper + lower)}"/>')
         line = " ".join(f"{frame.x(x):.1f},{frame.y(v.value):.1f}" for x, v in each.points)
         parts.append(f'<polyline class="line {colour}" points="{line}"/>')
-        for x, value in each.points:
+        for x, value in each.points if has_dots else ():
             label = f"{each.label}, {x:g}: {value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
             parts.append(
                 f'<circle class="dot {colour}" cx="{frame.x(x):.1f}" cy="{frame.y(value.value):.1f}" r="3">'
@@ -108,7 +137,7 @@ def curves(series: Sequence[Series], *, x_title: str, y_title: str, holds: tuple
                 f'<line class="mark {colour}" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{_TOP}" '
                 f'y2="{height - _BOTTOM}"><title>{escape(words)}</title></line>'
             )
-    return _svg(parts, width, height, f"{y_title} along {x_title}")
+    return _svg(parts, width, height, alt or _alt(f"{y_title} along {x_title}"))
 
 
 def interval_bar(value: Value, *, low: float, high: float, neutral: float | None) -> Markup:
@@ -123,7 +152,8 @@ def interval_bar(value: Value, *, low: float, high: float, neutral: float | None
         parts.append(f'<line class="neutral" x1="{place(neutral):.1f}" x2="{place(neutral):.1f}" y1="2" y2="14"/>')
     parts.append(f'<line class="span" x1="{place(value.low):.1f}" x2="{place(value.high):.1f}" y1="8" y2="8"/>')
     parts.append(f'<circle class="here" cx="{place(value.value):.1f}" cy="8" r="3.5"/>')
-    return Markup(f'<svg class="interval" viewBox="0 0 {width} 16" aria-hidden="true">{"".join(parts)}</svg>')
+    head = f'<svg class="interval" viewBox="0 0 {width} 16" preserveAspectRatio="xMinYMid" aria-hidden="true">'
+    return Markup(f"{head}{''.join(parts)}</svg>")
 
 
 def _frame(
@@ -212,10 +242,19 @@ def _marker(frame: _Frame, point: Point) -> str:
         f"{point.x.value:.3g} [{point.x.low:.3g}, {point.x.high:.3g}]"
     )
     shape = shapes[point.run % NUM_COLOURS]()
-    return f'<g class="marker {colour}">{shape}{ring}<title>{escape(said)}</title></g>'
+    if point.picture is None:
+        return f'<g class="marker {colour}">{shape}{ring}<title>{escape(said)}</title></g>'
+    return (
+        f'<g class="marker {colour}" tabindex="0" role="img" {point.alt or _alt(said)} '
+        f'data-peek="{point.picture}">{shape}{ring}</g>'
+    )
 
 
-def _svg(parts: Sequence[str], width: int, height: int, said: str) -> Markup:
+def _alt(words: str) -> Markup:
+    return Markup('aria-label="{}"').format(words)
+
+
+def _svg(parts: Sequence[str], width: int, height: int, alt: Markup, role: str = "img") -> Markup:
     # every text in the parts has been escaped where it was put in
-    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(said)}">'
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="{role}" {alt}>'
     return Markup(head + "".join(parts) + "</svg>")

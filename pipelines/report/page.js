@@ -1,9 +1,3 @@
-"use strict";
-(() => {
-  document.documentElement.classList.add("script");
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const get = (id) => document.getElementById(id);
-
   // ---- pictures: each is decoded when it is first seen
   const source = (reference) =>
     typeof reference === "number" ? `data:image/webp;base64,${data.pictures[reference]}` : "";
@@ -12,19 +6,18 @@
     (entries) => {
       for (const entry of entries) {
         if (!entry.isIntersecting) continue;
-        seen.unobserve(entry.target);
-        entry.target.src = source(Number(entry.target.dataset.picture));
+        load(entry.target);
       }
     },
     { rootMargin: "400px" },
   );
-  const element = (name, properties = {}, ...children) => {
-    const made = Object.assign(document.createElement(name), properties);
-    made.append(...children);
-    return made;
-  };
+  function load(image) {
+    seen.unobserve(image);
+    image.src = source(Number(image.dataset.picture));
+  }
+  addEventListener("beforeprint", () => all("img[data-picture]:not([src])").forEach(load)); // paper shows all of them
   const picture = (reference, alt) => {
-    if (typeof reference !== "number") return element("a", { href: file(reference), target: "_blank", textContent: "file" });
+    if (typeof reference !== "number") return element("a", { href: file(reference), target: "_blank", textContent: say("file") });
     const image = element("img", { alt, decoding: "async" });
     image.dataset.picture = reference;
     seen.observe(image);
@@ -33,13 +26,14 @@
 
   // ---- the grid: four axes, of which two lie on the page
   const names = ["prompt", "model", "sampler", "seed"];
-  const promptLabel = (prompt) => `${prompt.ring === null ? prompt.group : "ring " + prompt.group}: ${prompt.text}`;
-  const labels = {
-    prompt: data.prompts.map(promptLabel),
+  const groupName = (prompt) => (prompt.ring === null ? prompt.group : `${say("ring")} ${say(`ring.${prompt.group}`)}`);
+  const labelsNow = () => ({
+    prompt: data.prompts.map((prompt) => `${groupName(prompt)}: ${prompt.text}`),
     model: data.models.map((model) => model.label),
     sampler: data.samplings,
-    seed: data.seeds.map((seed) => `seed ${seed}`),
-  };
+    seed: data.seeds.map((seed) => say("seed.of", { seed })),
+  });
+  let labels = labelsNow();
   const keyOf = (place) => names.map((name) => place[name]).join(" ");
   const seedPlace = new Map(data.seeds.map((seed, number) => [seed, number]));
   const cells = new Map();
@@ -49,7 +43,7 @@
     cells.get(keyOf(place)) ?? (data.models[place.model].isReal ? cells.get(keyOf({ ...place, sampler: 0 })) : undefined);
 
   const state = { rows: "prompt", columns: "model", at: { prompt: 0, model: 0, sampler: 0, seed: 0 }, group: "" };
-  const groups = [...new Set(data.prompts.map((prompt) => prompt.group))];
+  const groups = new Map(data.prompts.map((prompt) => [prompt.group, prompt]));
   const axes = get("axes");
 
   const choice = (id, label, options, value, changed) => {
@@ -64,26 +58,28 @@
     const usable = names.filter((name) => labels[name].length > 1 || name === "prompt" || name === "model");
     const active = document.activeElement && document.activeElement.id;
     axes.replaceChildren(
-      choice("axis-rows", "rows", usable.map((n) => [n, n]), state.rows, (value) => {
+      choice("axis-rows", say("axes.rows"), usable.map((n) => [n, say(n)]), state.rows, (value) => {
         if (value === state.columns) state.columns = state.rows;
         state.rows = value;
         draw();
       }),
-      choice("axis-columns", "columns", usable.map((n) => [n, n]), state.columns, (value) => {
+      choice("axis-columns", say("axes.columns"), usable.map((n) => [n, say(n)]), state.columns, (value) => {
         if (value === state.rows) state.rows = state.columns;
         state.columns = value;
         draw();
       }),
     );
-    if (groups.length > 1)
-      axes.append(choice("axis-group", "prompts", [["", "all"], ...groups.map((g) => [g, g])], state.group, (value) => {
+    if (groups.size > 1) {
+      const options = [["", say("all")], ...[...groups].map(([group, prompt]) => [group, groupName(prompt)])];
+      axes.append(choice("axis-group", say("prompts"), options, state.group, (value) => {
         state.group = value;
         draw();
       }));
+    }
     for (const name of usable) {
       if (name === state.rows || name === state.columns) continue;
       const options = labels[name].map((text, number) => [number, shorten(text)]);
-      axes.append(choice(`axis-${name}`, name, options, state.at[name], (value) => {
+      axes.append(choice(`axis-${name}`, say(name), options, state.at[name], (value) => {
         state.at[name] = Number(value);
         draw();
       }));
@@ -92,14 +88,14 @@
   }
 
   function values(name) {
-    const all = labels[name].map((_, number) => number);
-    if (name === "prompt" && state.group) return all.filter((n) => data.prompts[n].group === state.group);
-    return all;
+    const every = labels[name].map((_, number) => number);
+    if (name === "prompt" && state.group) return every.filter((n) => data.prompts[n].group === state.group);
+    return every;
   }
 
   function drawGrid() {
     const columns = values(state.columns);
-    const head = element("tr", {}, element("th", { scope: "col", textContent: state.rows }));
+    const head = element("tr", {}, element("th", { scope: "col", textContent: say(state.rows) }));
     columns.forEach((c) => head.append(element("th", { scope: "col", textContent: labels[state.columns][c] })));
     const body = element("tbody");
     let first = true;
@@ -112,7 +108,7 @@
         const place = { ...state.at, [state.rows]: r, [state.columns]: c };
         const found = cellAt(place);
         const holder = element("td");
-        if (!found) holder.append(element("span", { className: "cell empty", textContent: data.models[place.model].isReal ? "–" : "not asked" }));
+        if (!found) holder.append(element("span", { className: "cell empty", textContent: data.models[place.model].isReal ? "–" : say("cell.empty") }));
         else holder.append(cellButton(place, found, first));
         if (found) first = false;
         row.append(holder);
@@ -124,17 +120,17 @@
 
   function describe(title, prompt) {
     title.textContent = prompt.text;
-    const notes = [prompt.ring === null ? prompt.group : `ring: ${prompt.group}`];
-    if (prompt.negative) notes.push(`not: ${prompt.negative}`);
-    if (prompt.base !== prompt.text) notes.push(`base: ${prompt.base}`);
-    if (prompt.cut) notes.push(`${prompt.cut} tokens are not read`);
+    const notes = [prompt.ring === null ? prompt.group : say("ring.of", { ring: { t: `ring.${prompt.group}` } })];
+    if (prompt.negative) notes.push(say("prompt.negative", { words: prompt.negative }));
+    if (prompt.base !== prompt.text) notes.push(say("prompt.base", { words: prompt.base }));
+    if (prompt.cut) notes.push(say("prompt.cut", { tokens: prompt.cut }));
     title.append(element("small", { textContent: notes.join(" · ") }));
   }
 
   function cellButton(place, found, isFirst) {
     const said = names.map((name) => labels[name][place[name]]).join(", ");
     const button = element("button", { type: "button", className: "cell", tabIndex: isFirst ? 0 : -1 }, picture(found.reference, said));
-    if (found.isCopy) button.append(element("span", { className: "badge", textContent: "near copy" }));
+    if (found.isCopy) button.append(element("span", { className: "badge", textContent: say("cell.copy") }));
     button.addEventListener("click", () => openViewer(place));
     return button;
   }
@@ -162,9 +158,12 @@
   });
 
   function draw() {
+    labels = labelsNow();
     drawAxes();
     drawGrid();
   }
+
+  redraws.push(draw);
 
   // ---- the viewer: two models, one prompt and seed
   const viewer = get("viewer");
@@ -182,7 +181,8 @@
     const beside = cellAt({ ...shown, model: other });
     const prompt = data.prompts[shown.prompt];
     get("viewer-title").textContent = prompt.text;
-    const label = (model, cell) => `${data.models[model].label}: ${prompt.text}, ${labels.seed[shown.seed]}${cell ? "" : " (not drawn)"}`;
+    const label = (model, cell) =>
+      say(cell ? "viewer.image" : "viewer.missing", { model: labels.model[model], prompt: prompt.text, seed: data.seeds[shown.seed] });
     for (const [id, model, cell] of [["viewer-a", shown.model, found], ["viewer-b", other, beside]]) {
       const image = get(id);
       image.alt = label(model, cell);
@@ -193,8 +193,8 @@
     get("viewer-b").hidden ||= other === shown.model;
     swap(false);
     const facts = [labels.model[shown.model], labels.sampler[shown.sampler], labels.seed[shown.seed]];
-    if (prompt.negative) facts.push(`not: ${prompt.negative}`);
-    get("viewer-facts").textContent = `${facts.join(" · ")} — beside ${labels.model[other]}`;
+    if (prompt.negative) facts.push(say("prompt.negative", { words: prompt.negative }));
+    get("viewer-facts").textContent = say("viewer.facts", { facts: facts.join(" · "), other: labels.model[other] });
     get("viewer-file").href = found ? file(found.reference) : "";
     get("viewer-other").replaceChildren(
       ...data.models.map((model, number) => element("option", { value: number, textContent: model.label, selected: number === other })),
@@ -234,10 +234,10 @@
       event.preventDefault();
       const [side, step] = moves[event.key];
       const name = state[side];
-      const all = values(name);
-      for (let at = all.indexOf(shown[name]) + step; at >= 0 && at < all.length; at += step) {
-        if (!cellAt({ ...shown, [name]: all[at] })) continue;
-        shown[name] = all[at];
+      const every = values(name);
+      for (let at = every.indexOf(shown[name]) + step; at >= 0 && at < every.length; at += step) {
+        if (!cellAt({ ...shown, [name]: every[at] })) continue;
+        shown[name] = every[at];
         showViewer();
         return;
       }
@@ -250,7 +250,7 @@
   // ---- forgetting and copies
   function pairs(box, list) {
     box.replaceChildren(...list);
-    if (!list.length) box.append(element("p", { className: "note", textContent: "none of this kind" }));
+    if (!list.length) box.append(element("p", { className: "note", textContent: say("nothing") }));
   }
   function pair(parts, caption) {
     const images = element("div");
@@ -274,13 +274,14 @@
         .filter((each) => each.model === Number(model.value) && data.prompts[each.prompt].ring === Number(ring.value))
         .map((each) => {
           const text = data.prompts[each.prompt].text;
-          const parts = [[each.base_key, "base", `base: ${text}`], [each.key, "tuned", `tuned: ${text}`]];
-          return pair(parts, `${text} · seed ${each.seed} · drift ${each.distance.toFixed(2)}`);
+          const alt = (which) => say("pair.alt", { which: { t: which }, prompt: text });
+          const parts = [[each.base_key, say("base"), alt("base")], [each.key, say("tuned"), alt("tuned")]];
+          return pair(parts, say("forgetting.caption", { prompt: text, seed: each.seed, drift: each.distance.toFixed(2) }));
         }));
     const rings = new Set(data.drifted.map((each) => data.prompts[each.prompt].ring));
     if (!rings.has(Number(ring.value))) ring.value = String([...rings][0]);
     [model, ring].forEach((select) => select.addEventListener("change", show));
-    show();
+    redraws.push(show);
   }
   if (get("copied")) {
     const model = modelSelect("copy-model", data.copied);
@@ -289,13 +290,43 @@
         .filter((each) => each.model === Number(model.value))
         .map((each) => {
           const text = data.prompts[each.prompt].text;
-          const parts = [[each.key, "generated", `generated: ${text}`], [each.training_key, "training", "the training image nearest to it"]];
-          const where = `${each.pose}, moved by ${each.shift_px.join(", ")} px`;
-          return pair(parts, `${text} · seed ${each.seed} · ncc ${each.ncc.toFixed(2)} · ${where}${each.flagged ? " · nearer than 95 % of held-out images" : ""}`);
+          const parts = [
+            [each.key, say("generated"), say("pair.alt", { which: { t: "generated" }, prompt: text })],
+            [each.training_key, say("copies.training"), say("copies.nearest")],
+          ];
+          const found = { prompt: text, seed: each.seed, ncc: each.ncc.toFixed(2), pose: each.pose, shift: each.shift_px.join(", ") };
+          const caption = say("copies.caption", found);
+          return pair(parts, each.flagged ? `${caption} · ${say("copies.flagged")}` : caption);
         }));
     model.addEventListener("change", show);
-    show();
+    redraws.push(show);
   }
 
-  draw();
-})();
+  // ---- the trade-off: an image of the model at a mark, where the pointer or the focus is
+  const peek = get("peek");
+  let peeked = null;
+  function showPeek(mark) {
+    peeked = mark;
+    get("peek-image").src = source(Number(mark.dataset.peek));
+    get("peek-words").textContent = mark.getAttribute("aria-label");
+    peek.hidden = false;
+    placePeek();
+  }
+  function placePeek() {
+    if (!peeked) return;
+    const at = peeked.getBoundingClientRect();
+    const [width, height, gap] = [peek.offsetWidth, peek.offsetHeight, 12];
+    const isAbove = at.top > height + gap;
+    peek.style.left = `${Math.min(Math.max(gap, at.left + at.width / 2 - width / 2), innerWidth - width - gap)}px`;
+    peek.style.top = `${isAbove ? at.top - height - gap : at.bottom + gap}px`;
+  }
+  function hidePeek() {
+    peeked = null;
+    peek.hidden = true;
+  }
+  all("[data-peek]").forEach((mark) => {
+    ["pointerenter", "focus"].forEach((name) => mark.addEventListener(name, () => showPeek(mark)));
+    ["pointerleave", "blur"].forEach((name) => mark.addEventListener(name, hidePeek));
+  });
+  addEventListener("scroll", placePeek, { passive: true });
+  addEventListener("keydown", (event) => event.key === "Escape" && hidePeek());

@@ -18,7 +18,7 @@ _STYLE = _HERE.parent / "report" / "page.css"
 
 
 def markdown(summary: Summary) -> str:
-    """Return one table for each data, and the differences that are decided."""
+    """Return one table for each data, the differences that are decided, and what is said to claims."""
     lines = []
     for data in dict.fromkeys(row.data for row in summary.rows):
         heads = ["method", *(KINDS[measure].title for measure in MEASURES), "trained", "MB", "core min", "GiB"]
@@ -29,6 +29,10 @@ def markdown(summary: Summary) -> str:
                 _row([*cells, row.trained, row.artefact_mb, f"{row.cpu_minutes:.1f}", f"{row.peak_mib / 1024:.1f}"])
             )
         lines += ["", *(f"- {sentence}" for sentence in decisions(summary.differences, data)), ""]
+    if summary.claims:
+        lines += ["### claims", "", _row(["claim", "verdict", "effect"]), _row(["---"] * 3)]
+        lines += [_row([claim.text, claim.verdict, claim.effect]) for claim in summary.claims]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -73,6 +77,7 @@ def html(study: Study, summary: Summary, pages: Mapping[str, str], provenance: M
         title=study.path.stem,
         study=study,
         sections=sections,
+        claims=summary.claims,
         measures=[(measure, KINDS[measure]) for measure in MEASURES],
         colours=colours,
         written=written,

@@ -2,6 +2,8 @@
 
     prompts: configs/prompts/methods.yaml                 # what every result is asked
     tier: standard                                        # of the evaluation: smoke, standard, full
+    num_inference_steps: 20                               # of every image (default: 30)
+    images_per_prompt: 12                                 # of every model (default: by tier)
     common: {max_train_steps: 400, train_batch_size: 8}   # options of every run
     seeds: [0, 1, 2]                                      # of the trainings
     data:
@@ -11,7 +13,11 @@
       lora: {script: lora}
       lora, rank 4: {script: lora, rank: 4}                # and any option of that script
 
-A method's own options win over those of the data, and these over the common ones.
+    claims:                                              # what is expected, by the names of methods and data
+      - {text: LoRA learns more than at rank 4, data: sf_dry, measure: skill, greater: lora, than: "lora, rank 4"}
+
+A method's own options win over those of the data, and these over the common ones. Claims are written as
+`evaluation.asked_claims` says; besides the measures of images they can be about COSTS.
 """
 
 from __future__ import annotations
@@ -25,10 +31,13 @@ from typing import Any
 import yaml
 
 from data.errors import SettingsError, nearest
+from pipelines.evaluation.asked_claims import AskedClaim, read_claims
+from pipelines.evaluation.result import KINDS
 
 SCRIPTS = ("full_unet", "textual_inversion", "dreambooth", "lora", "lora_dreambooth", "pivotal_tuning")
 RESERVED = ("seed", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run")  # the study's own
-_KEYS = ("prompts", "tier", "common", "seeds", "data", "methods")
+_KEYS = ("prompts", "tier", "num_inference_steps", "images_per_prompt", "common", "seeds", "data", "methods", "claims")
+COSTS = ("core_minutes", "memory_gib", "artefact_mb", "trained_parameters")
 TIERS = ("smoke", "standard", "full")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ,._+-]{0,59}")
 
@@ -55,16 +64,19 @@ class Run:
 class Study:
     """What is trained, in the order of the file: all runs of the first data before those of the next.
 
-    prompts, tier: what every result is asked, and how large its evaluation is.
+    prompts, tier, num_inference_steps, images_per_prompt: what every result is asked, and how large its evaluation is.
     """
 
     path: Path
     prompts: Path
     tier: str
+    num_inference_steps: int
+    images_per_prompt: int | None
     methods: tuple[str, ...]
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
+    claims: tuple[AskedClaim, ...]
 
 
 def read_study(path: Path) -> Study:
@@ -79,6 +91,10 @@ def read_study(path: Path) -> Study:
         problems.append("prompts: missing; expected a file of prompts, such as configs/prompts/methods.yaml.")
     if tier not in TIERS:
         problems.append(f"tier: found {tier!r}.{nearest(str(tier), TIERS)}")
+    steps, images = content.get("num_inference_steps", 30), content.get("images_per_prompt")
+    for key, value in (("num_inference_steps", steps), ("images_per_prompt", images)):
+        if key in content and (type(value) is not int or value < 1):
+            problems.append(f"{key}: found {value!r}, expected a whole number from 1.")
     common = _options(content.get("common", {}), "common", problems)
     seeds = _seeds(content.get("seeds", [0]), problems)
     data = _named(content.get("data"), "data", problems)
@@ -91,6 +107,14 @@ def read_study(path: Path) -> Study:
         slugs = [_slug(name) for name in names]
         problems += [
             f"{kind}: two names make one folder's, {slug!r}." for slug in sorted(set(slugs)) if slugs.count(slug) > 1
+        ]
+    claims = read_claims(content.get("claims", []), (*KINDS, *COSTS), problems)
+    for claim in claims:
+        problems += [
+            f"claims: {claim.text}: found the {kind} {name!r}.{nearest(name, known)}"
+            for kind, names, known in (("method", claim.runs, methods), ("data", (claim.data,), data))
+            for name in names
+            if name not in known
         ]
     if problems:
         raise SettingsError(str(path), *problems)
@@ -106,7 +130,7 @@ def read_study(path: Path) -> Study:
         for method, options in methods.items()
         for seed in seeds
     )
-    return Study(path, Path(str(prompts)), tier, tuple(methods), tuple(data), seeds, runs)
+    return Study(path, Path(str(prompts)), tier, steps, images, tuple(methods), tuple(data), seeds, runs, claims)
 
 
 def _read(path: Path) -> dict[Any, Any]:

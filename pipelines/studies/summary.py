@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from pipelines.evaluation.asked_claims import AskedClaim
+from pipelines.evaluation.claims import Quantity, judge_claims
+from pipelines.evaluation.result import Claim
 from pipelines.metrics.fidelity import holm
-from pipelines.studies.training import TrainedRun
+from pipelines.studies.training import Cost, TrainedRun
 
 # by the names of `evaluation.result.KINDS`, in the order of the table
 MEASURES = ("skill", "adherence", "prior", "drift", "leak", "copy_auc", "vendi", "coverage")
@@ -37,6 +40,7 @@ class SeedMean:
 class Row:
     """One method on one data. scores: by measure; None where no training had it. why: what is said instead, by measure.
 
+    values: of every measure and of `study.COSTS`, one for each training that had it.
     cpu_minutes: mean time of a training on one core. peak_mib: largest memory of one. trained, artefact_mb: parameters,
     and the size of the result.
     """
@@ -49,6 +53,7 @@ class Row:
     peak_mib: float
     trained: str
     artefact_mb: str
+    values: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,14 @@ class Summary:
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
+    claims: tuple[Claim, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "differences": [asdict(each) | {"is_decided": each.is_decided} for each in self.differences],
+            "claims": [asdict(claim) for claim in self.claims],
         }
 
 
@@ -115,10 +122,36 @@ def summarise(data: str, trained: Sequence[TrainedRun], labels: Sequence[str], r
                 max(cost.peak_mib for cost in costs_of),
                 first.get("trained parameters", ""),
                 first.get("artefact, MB", ""),
+                _values([scores[labels[place]] for place in places], costs_of, [costs[labels[p]] for p in places]),
             )
         )
     differences = [found for measure in DECIDED_ON for found in differences_of(data, measure, values[measure])]
     return Summary(tuple(rows), tuple(differences))
+
+
+def _values(
+    scores: Sequence[Mapping[str, Any]], trainings: Sequence[Cost], costs: Sequence[Mapping[str, str]]
+) -> dict[str, list[float]]:
+    """Return all numbers of one method by measure, in the order of the trainings."""
+    found: dict[str, list[float]] = {
+        "core_minutes": [each.cpu_seconds / 60 for each in trainings],
+        "memory_gib": [each.peak_mib / 1024 for each in trainings],
+    }
+    for name, title in (("artefact_mb", "artefact, MB"), ("trained_parameters", "trained parameters")):
+        found[name] = [float(cost[title].replace(",", "")) for cost in costs if title in cost]
+    for name in dict.fromkeys(name for of_run in scores for name in of_run):
+        found[name] = [of_run[name]["value"] for of_run in scores if of_run[name]["value"] is not None]
+    return found
+
+
+def judged(claims: Sequence[AskedClaim], rows: Sequence[Row]) -> list[Claim]:
+    """Return what the trainings say to claims, of which each method's values vary over the training seeds."""
+    values = {(row.data, row.method): row.values for row in rows}
+
+    def quantity(claim: AskedClaim, method: str) -> Quantity | None:
+        return Quantity.of_values(values.get((claim.data, method), {}).get(claim.measure, ()))
+
+    return judge_claims(claims, quantity)
 
 
 def seed_mean(scores: Sequence[Mapping[str, Any]]) -> SeedMean:

@@ -73,19 +73,7 @@ def faults_of(found: dict[str, object]) -> dict[str, str]:
 
 
 def source(folder: Path, **changes: object) -> ImageSource:
-    settings: dict[str, object] = {
-        **dict.fromkeys(("concept", "data_root", "dataset_name", "dataset_config_name", "um_per_px")),
-        "train_data_dir": folder,
-        "image_column": "image",
-        "caption_column": "text",
-        "resolution": 32,
-        "seed": 0,
-        "images_per_class": None,
-        "center_crop": False,
-        "random_flip": False,
-        "proportion_empty_prompts": 0.0,
-        "held_out_fraction": 0.2,
-    }
+    settings: dict[str, object] = {"train_data_dir": folder, "resolution": 32}
     return ImageSource(**{**settings, **changes})  # type: ignore[arg-type]
 
 

@@ -19,18 +19,8 @@ def _source(concept: str | None, train_data_dir: Path | None = None, **more: Any
         concept=concept,
         data_root=Path("scans"),
         train_data_dir=train_data_dir,
-        dataset_name=None,
-        dataset_config_name=None,
-        image_column="image",
-        caption_column="text",
         resolution=64,
-        seed=0,
-        um_per_px=None,
-        images_per_class=None,
-        center_crop=False,
-        random_flip=False,
         proportion_empty_prompts=0.1,
-        held_out_fraction=0.2,
     )
     return replace(source, **more)
 

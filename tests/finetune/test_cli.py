@@ -15,7 +15,8 @@ from pydantic import Field
 
 from data.errors import DataError, NonFiniteError, SettingsError, Stopped
 from finetune.core.cli import load_settings, run_script
-from finetune.core.settings import LoraSettings, Settings
+from finetune.core.option_groups import Settings
+from finetune.core.settings import LoraSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -378,7 +379,8 @@ SCRIPT = """
 import sys
 
 from finetune.core.cli import run_script
-from finetune.core.settings import LoraSettings, to_yaml
+from finetune.core.setting_changes import to_yaml
+from finetune.core.settings import LoraSettings
 
 
 def main(settings: LoraSettings) -> None:

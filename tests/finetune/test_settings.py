@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from data.errors import OutputError
 from finetune.core.cli import load_settings
+from finetune.core.option_groups import Settings
+from finetune.core.setting_changes import changed_settings, refuse_changes, to_yaml
 from finetune.core.settings import (
     DdpmSettings,
     DreamboothSettings,
@@ -19,11 +21,7 @@ from finetune.core.settings import (
     LoraDreamboothSettings,
     LoraSettings,
     PivotalTuningSettings,
-    Settings,
     TextualInversionSettings,
-    changed_settings,
-    refuse_changes,
-    to_yaml,
 )
 
 BASE = LoraSettings(concept="sf_dry")

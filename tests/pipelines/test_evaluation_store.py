@@ -14,15 +14,8 @@ from PIL import Image
 from data.errors import OutputError, SettingsError
 from pipelines.components import build_pipeline, load_components
 from pipelines.evaluation import drawing
-from pipelines.evaluation.drawing import (
-    LARGEST_DIFFERENCE,
-    BaseModel,
-    base_of,
-    count_tokens_cut,
-    draw,
-    load_bases,
-    parse_schedulers,
-)
+from pipelines.evaluation.bases import BaseModel, BaseNeed, base_of, load_bases
+from pipelines.evaluation.drawing import LARGEST_DIFFERENCE, Drawing, batches, count_tokens_cut, parse_schedulers
 from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.states import AskedRun
@@ -34,7 +27,7 @@ BASE = Arm("base", None, 1.0, "base")
 
 @pytest.fixture(scope="module")
 def base(tiny_base_dir: Path) -> BaseModel:
-    return BaseModel.load("base", str(tiny_base_dir), {}, "cpu")
+    return BaseModel.load("base", BaseNeed(str(tiny_base_dir)), "cpu")
 
 
 def _keyed(prompts: list[Prompt], samplings: tuple[Sampling, ...], seeds: tuple[int, ...]) -> list[tuple[str, object]]:
@@ -43,9 +36,13 @@ def _keyed(prompts: list[Prompt], samplings: tuple[Sampling, ...], seeds: tuple[
 
 
 def _draw(keyed: list, store: ImageStore, base: BaseModel, batch_size: int) -> int:  # type: ignore[type-arg]
-    counts: list[int] = []
-    draw(keyed, store, {"base": base}, {}, batch_size=batch_size, size_px=32, device="cpu", progress=counts.append)
-    return sum(counts)
+    """Return how many images were drawn, after drawing all of them."""
+    drawing = Drawing(store, {"base": base}, {}, size_px=32, device="cpu")
+    count = 0
+    for batch in batches(keyed, batch_size):
+        drawing.draw(batch)
+        count += len(batch)
+    return count
 
 
 def test_an_image_is_kept_as_it_is_with_what_it_was_drawn_from(tmp_path: Path) -> None:
@@ -130,11 +127,11 @@ def test_what_is_killed_between_two_batches_keeps_the_first(
 
 
 def test_bases_differ_by_any_of_their_weights(tiny_base_dir: Path, base: BaseModel) -> None:
-    again = BaseModel.load("base", str(tiny_base_dir), {}, "cpu")
+    again = BaseModel.load("base", BaseNeed(str(tiny_base_dir)), "cpu")
     assert again.identity == base.identity
     other = load_components(str(tiny_base_dir))
     assert other.fingerprint == base.components.fingerprint
-    as_v = BaseModel.load("base", str(tiny_base_dir), {"prediction_type": "v_prediction"}, "cpu")
+    as_v = BaseModel.load("base", BaseNeed(str(tiny_base_dir), "v_prediction"), "cpu")
     assert as_v.identity != base.identity
     with torch.no_grad():
         next(iter(other.vae.parameters())).add_(1e-3)

@@ -253,8 +253,23 @@ def test_inpainting_keeps_the_known_and_measures_the_unknown(inpainted: Path) ->
         assert found["error"]["mean of draws"]["value"] < found["error"]["inpainted"]["value"]
         for error in found["error"].values():
             assert 0 < error["low"] <= error["value"] <= error["high"] < 1
+        for name, ratios in found["error_over_fill"].items():
+            for fill, ratio in ratios.items():
+                assert ratio["value"] == pytest.approx(found["error"][name]["value"] / found["error"][fill]["value"])
+                assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert set(record["masks"]["half"]["error_over_fill"]) == {"inpainted", "mean of draws"}
     assert record["masks"]["half"]["unknown_share"] == 0.5
     assert Image.open(inpainted / "inpainting.png").height > 6 * 96
+
+
+def test_the_bar_of_inpainting_ends_where_it_says(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """5 steps with jumps of 2, each made twice, denoise 9 times; the moves back up denoise nothing."""
+    options = ["--masks", "half", "--num_images", "2", "--num_inference_steps", "5", "--jump_length", "2"]
+    output = ["--num_resamples", "2", "--output_dir", str(tmp_path / "o")]
+    inpaint.main(["--model", str(labelled), *options, *output])
+    assert "| 18/18 [" in capsys.readouterr().err  # of two captions
 
 
 def test_a_mask_of_ones_own_is_used(labelled: Path, tmp_path: Path) -> None:

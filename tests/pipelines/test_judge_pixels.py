@@ -10,7 +10,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from pipelines import judge_pixels
-from pipelines.judge_pixels import judged, lines
+from pipelines.diffusion import judgement
+from pipelines.judge_pixels import judged_with_copies, lines
 from tests.tiny_pixels import LABELS, tiny_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # its use of numpy
@@ -26,8 +27,8 @@ def _slices(seed: int, count: int, blur: float = 1.5) -> np.ndarray:
 
 def test_pictures_of_the_same_law_are_as_near_as_real_ones_and_others_are_not() -> None:
     training, held_out = _slices(1, 24), _slices(2, 24)
-    same = judged(_slices(3, 24), training, held_out, None)
-    other = judged(_slices(3, 24, blur=4.0), training, held_out, None)
+    same = judged_with_copies(_slices(3, 24), training, held_out, None)
+    other = judged_with_copies(_slices(3, 24, blur=4.0), training, held_out, None)
     assert same["texture"]["distance"]["low"] < same["texture"]["floor"]["high"]
     assert other["texture"]["distance"]["low"] > other["texture"]["floor"]["high"]
     assert max(each["ratio"] for each in same["slices"].values() if each["ratio"] is not None) < 5
@@ -39,21 +40,21 @@ def test_pictures_of_the_same_law_are_as_near_as_real_ones_and_others_are_not() 
 def test_copies_of_training_pictures_are_found() -> None:
     training, held_out = _slices(1, 24), _slices(2, 24)
     moved = np.roll(training[:16], (3, -2), axis=(1, 2))
-    found = judged(moved, training, held_out, None)["copying"]
+    found = judged_with_copies(moved, training, held_out, None)["copying"]
     assert found["auc"]["value"] > 0.95
     assert sum(match["image"] == match["training"] for match in found["matches"]) >= 15
 
 
 def test_pictures_in_colour_have_no_slice_descriptors() -> None:
     colour = [np.repeat(_slices(seed, 12), 3, axis=-1) for seed in (1, 2, 3)]
-    assert judged(*colour, None)["slices"] is None
+    assert judged_with_copies(*colour, None)["slices"] is None
 
 
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
 def test_every_kind_is_judged_by_itself(
     labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(judge_pixels, "FEWEST_OF_A_KIND", 1)  # an untrained model draws nothing of a kind for sure
+    monkeypatch.setattr(judgement, "FEWEST_OF_A_KIND", 1)  # an untrained model draws nothing of a kind for sure
     run = tiny_run(tmp_path, labels=labels, size_px=32)
     judge_pixels.main(["--model", str(run), "--num_images", "4", "--num_inference_steps", "2"])
     record = json.loads((run / "judged-0" / "judgement.json").read_text())
@@ -71,7 +72,7 @@ def test_every_kind_is_judged_by_itself(
 
 
 def test_the_words_say_the_numbers() -> None:
-    record = {"naming": "", "kinds": {"a": judged(_slices(3, 12), _slices(1, 12), _slices(2, 12), 40.0)}}
+    record = {"naming": "", "kinds": {"a": judged_with_copies(_slices(3, 12), _slices(1, 12), _slices(2, 12), 40.0)}}
     said = lines(record)
     auc = record["kinds"]["a"]["copying"]["auc"]
     assert any(line.startswith(f"  copy AUC {auc['value']:.2f}") for line in said)

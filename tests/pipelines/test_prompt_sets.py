@@ -9,6 +9,7 @@ import pytest
 
 from data.concepts import CONCEPTS, load_concept
 from data.errors import SettingsError
+from pipelines.evaluation.asked_claims import AskedClaim
 from pipelines.evaluation.prompt_sets import MOST_PROMPTS, Prompt, read_prompt_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,12 @@ def test_a_template_gives_every_combination_of_its_words_and_concepts(tmp_path: 
     assert texts == [f"a {colour} {caption}, {{caption}}" for colour in ("red", "1") for caption in captions]
 
 
+def test_claims_stand_beside_the_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("sets: {a: [x]}\nclaims: [{text: t, measure: skill, greater: run, than: 0.5}]\n")
+    assert read_prompt_file(path).claims == (AskedClaim("t", "skill", "run", 0.5),)
+
+
 def test_braces_of_a_plain_prompt_are_kept(tmp_path: Path) -> None:
     assert read_prompt_file(_yaml(tmp_path, "sets: {s: ['a {b} {{c}}']}")).prompts[0].text == "a {b} {{c}}"
 
@@ -81,6 +88,11 @@ def test_braces_of_a_plain_prompt_are_kept(tmp_path: Path) -> None:
         ("sets: {a: [3]}", ("sets.a[0]: found 3",)),
         ("sets: {a: ['']}", ("sets.a[0]", "empty")),
         ("sets: {a: [{prompt: x, template: y}]}", ("sets.a[0]", "either prompt or template")),
+        ("sets: {a: [x]}\nclaims: [{text: t, measure: skil}]", ("claims[0].measure: found 'skil'", "skill")),
+        (
+            "sets: {a: [x]}\nclaims: [{text: t, measure: skill, data: d, greater: a, than: 0}]",
+            ("claims: t: one evaluation is of one data",),
+        ),
         ("sets: {a: [{prompt: x, sedes: 1}]}", ("sets.a[0].sedes: unknown key", "seeds")),
         ("sets: {a: [{prompt: x, seeds: 7-3}]}", ("sets.a[0].seeds", "7-3")),
         ("sets: {a: [{prompt: x, num_inference_steps: 0}]}", ("num_inference_steps", "1 or more")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html.parser
 import json
 import math
@@ -20,12 +21,15 @@ from hypothesis import strategies as st
 
 from pipelines.evaluation.result import (
     Claim,
+    Confusion,
     Copied,
+    Curve,
     Described,
     Drifted,
     Measured,
     Model,
     Picture,
+    Profile,
     Question,
     Result,
     Score,
@@ -34,7 +38,8 @@ from pipelines.evaluation.result import (
 from pipelines.evaluation.store import ImageStore
 from pipelines.report import pictures as page_pictures
 from pipelines.report.charts import Point, Series, Value, curves, ticks, trade_off
-from pipelines.report.page import script_json, write_page
+from pipelines.report.page import write_page
+from pipelines.report.script_data import script_json
 
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"> {{ 7*7 }} <!-- & 'quoted' \u2028"
 MODELS = ("base", "lora @10", "lora @20", "<b>db</b> @20", "real, held out")
@@ -59,6 +64,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     return store
 
 
+def _curve(value: float) -> Curve:
+    values = tuple(value * factor for factor in (1.0, 0.5, 0.25))
+    return Curve(values, tuple(v - 0.02 for v in values), tuple(v + 0.02 for v in values), 24)
+
+
 def _result() -> Result:
     skills = {1: 0.2, 2: 0.7, 3: 0.5}
     measured = [
@@ -70,6 +80,8 @@ def _result() -> Result:
                 "drift": Score(value / 4, value / 5, value / 3, 40, "U-Net"),
                 "copy_auc": Score(0.5, 0.4, 0.6, 40, "ncc", "inconclusive", 0.5),
                 "vendi": Score.none("too few"),
+                "pairwise": Score(0.9, 0.8, 1.0, 40, "TexStat-v1"),
+                "class_coverage": Score(0.0, -0.0, 0.2, 40, "TexStat-v1", "", 0.5),
             },
         )
         for number, value in skills.items()
@@ -113,6 +125,20 @@ def _result() -> Result:
         copied=(Copied(2, 0, 1, key_of(2, 0, 1), key_of(4, 0, 0), 0.93, "as it is", (0, 3), flagged=True),),
         held_out_ncc={EVIL: (0.2, 0.4, 0.6)},
         described=(Described(2, 0, "pitch", "tow pitch", "um", 400.0, 410.0, 1.2, 0.9, 1.6, "near"),),
+        confusions=(
+            Confusion(
+                2,
+                ("sf_dry sf_warp", EVIL),
+                "nearest centroid",
+                ((7, 1), (0, 8)),
+                ((9, 10), (10, 10)),
+                Score(15 / 16, 0.7, 0.99, 16, "TexStat-v1"),
+                Score(0.95, 0.75, 0.99, 20, "TexStat-v1"),
+            ),
+        ),
+        profiles=tuple(
+            Profile(2, name, (0.1, 0.2, 0.3), _curve(0.3), _curve(0.2)) for name in ("spectrum", "grey", "red")
+        ),
         cost=({"run": "lora", "steps": "20"}, {"run": "<b>db</b>", "memory": "1 GB"}),
         claims=(Claim(EVIL, "confirmed", "d = 0.4"),),
         statements=(EVIL,),
@@ -212,7 +238,7 @@ def test_the_scores_lie_beside_it(page: Path) -> None:
     lines = page.with_name("scores.csv").read_text("utf-8").splitlines()
     assert lines[0].startswith("model,sampler,measure,value,low,high,num_images")
     assert any(line.startswith('lora @20,"own, 20 steps, guidance 3",skill,0.7,') for line in lines)
-    assert len(lines) == 1 + 3 * 4
+    assert len(lines) == 1 + 3 * 6
 
 
 @given(st.recursive(st.text() | st.none() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
@@ -262,12 +288,73 @@ def test_a_wide_interval_does_not_flatten_a_chart() -> None:
 
 def test_a_result_without_measures_is_a_page_of_images(store: ImageStore, tmp_path: Path) -> None:
     bare = replace(
-        _result(), measured=(), verdicts=(), drifted=(), copied=(), described=(), cost=(), claims=(), held_out_ncc={}
+        _result(),
+        measured=(),
+        verdicts=(),
+        drifted=(),
+        copied=(),
+        described=(),
+        confusions=(),
+        profiles=(),
+        cost=(),
+        claims=(),
+        held_out_ncc={},
     )
     text = write_page(bare, store, tmp_path / "bare.html").read_text("utf-8")
     ids = {a["id"] for _, a in _Elements(text).found if "id" in a}
     assert {"images", "provenance"} <= ids
-    assert not ids & {"numbers", "course", "forgetting", "copies", "descriptors", "cost", "claims"}
+    panels = {"numbers", "course", "forgetting", "copies", "diversity", "classes", "profiles", "descriptors", "cost"}
+    assert not ids & (panels | {"claims"})
+
+
+def test_classes_named_are_numbers_in_a_table_beside_real_images(page: Path) -> None:
+    table = page.read_text("utf-8").partition('class="confusion"')[2].partition("</table>")[0]
+    shares = re.findall(r'class="(share(?: right)?)" style="--share: (\d+)%">(\d+)</td>', table)
+    assert shares == [
+        ("share right", "88", "7"),
+        ("share", "12", "1"),
+        ("share", "0", "0"),
+        ("share right", "100", "8"),
+    ]
+    assert ">9 of 10<" in table
+    assert (
+        "right on 0.94 [0.70, 0.99] of 16 generated images, 0.95 [0.75, 0.99] of 20"
+        in _Elements(page.read_text("utf-8")).text
+    )
+
+
+def test_diversity_is_a_row_of_bars_for_each_model(page: Path) -> None:
+    table = page.read_text("utf-8").partition('class="bars"')[2].partition("</table>")[0]
+    assert "Vendi" not in table  # no model has a number of it
+    assert table.count("0.90 [0.80, 1.00]") == 3
+    assert table.count(">0.00 [0.00, 0.20]<") == 3  # a zero has no sign
+    # from 0 at 2 to 1.2 at 118: the neutral 1 lies at 98.7, the value at 89
+    assert 'class="neutral" x1="98.7"' in table
+    assert table.count('cx="89.0"') == 3
+
+
+def test_real_images_are_dashed_beside_generated_ones(page: Path) -> None:
+    charts = page.read_text("utf-8").partition('id="profiles"')[2].partition("</section>")[0]
+    assert charts.count('class="line run-real"') == charts.count('class="line run-0"') == 3
+    assert "24 generated, 24 real images" in charts
+    # shares of a tone are in percent, the spectrum is not
+    assert charts.count(">30</text>") == 2
+
+
+def test_a_mark_shows_an_image_of_what_its_model_learnt(page: Path) -> None:
+    data = _data(page)
+    peeks = re.findall(r'role="img" aria-label="([^"]*)" [^>]* data-peek="(\d+)"', page.read_text("utf-8"))
+    names = {label.partition(":")[0]: data["names"][int(number)] for label, number in peeks}
+    assert names["lora @20"] == f"images/02/{key_of(2, 0, 0)}.png"
+    assert len(names) == 3
+
+
+def test_a_mark_without_an_image_in_the_page_shows_none(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_pictures, "MOST_PICTURES", 21)
+    text = write_page(_result(), store, tmp_path / "one.html").read_text("utf-8")
+    assert len(re.findall(r'data-peek="\d', text)) == 1
 
 
 # ---- in a browser
@@ -304,7 +391,7 @@ def tab(browser: Any, page: Path) -> Iterator[Any]:
 
 
 def _is_local(url: str, page: Path) -> bool:
-    return url.startswith("data:") or url == page.as_uri()
+    return url.startswith(("data:", "blob:")) or url == page.as_uri()  # a blob is what the page itself made
 
 
 def _until(tab: Any, expression: str) -> None:
@@ -396,6 +483,99 @@ def test_the_course_is_shown_along_another_unit(tab: Any) -> None:
     assert tab.locator("#course .by-image_visits svg").first.is_visible()
 
 
+def test_a_mark_of_the_trade_off_shows_its_image_under_pointer_and_focus(tab: Any) -> None:
+    assert not tab.locator("#peek").is_visible()
+    mark = tab.locator("[data-peek]").nth(1)
+    mark.hover()
+    assert tab.locator("#peek").is_visible()
+    assert tab.locator("#peek-words").inner_text().startswith("lora @20: skill 0.70 [0.50, 0.90], noise drift 0.17")
+    _until(tab, "document.getElementById('peek-image').naturalWidth === 32")
+    tab.mouse.move(0, 0)
+    assert not tab.locator("#peek").is_visible()
+    tab.locator("[data-peek]").first.focus()
+    tab.keyboard.press("Tab")
+    assert tab.locator("#peek-words").inner_text().startswith("lora @20")
+    tab.keyboard.press("Escape")
+    assert not tab.locator("#peek").is_visible()
+
+
+def test_the_page_speaks_french_and_remembers_it(tab: Any) -> None:
+    tab.select_option("#axis-columns", "seed")
+    tab.locator("[data-language=fr]").click()
+    assert tab.locator("#numbers h2").inner_text() == "Mesures"
+    assert tab.evaluate("document.documentElement.lang") == "fr"
+    assert _headers(tab) == ["prompt", "graine 0", "graine 1", "graine 2"]
+    assert tab.locator(".scores tbody th[scope=row]").first.inner_text().startswith("gain ↑")
+    assert "apprentissage\N{NO-BREAK SPACE}: gain →" in tab.locator("#numbers .chart .title").all_text_contents()
+    assert "graine 2 · dérive 0.60" in tab.locator("#drifted figcaption").last.inner_text()
+    assert tab.locator(".overview img").get_attribute("alt").startswith("un rang d'images")
+    assert tab.locator(".only-fr").is_visible()
+    assert "gain 0.70 [0.50, 0.90], dérive" in tab.locator("[data-peek]").nth(1).get_attribute("aria-label")
+    assert tab.title().startswith("lora · </script><img src=x")
+    assert tab.title().endswith("· évaluation")
+    tab.reload()
+    assert tab.locator("#numbers h2").inner_text() == "Mesures"
+    tab.locator("[data-language=en]").click()
+    assert tab.locator("#numbers h2").inner_text() == "Numbers"
+    assert not tab.locator(".only-fr").is_visible()
+
+
+def test_a_vote_is_blind_until_the_tally_is_asked_for(tab: Any, page: Path) -> None:
+    """The base is the red of 40 in its lower half, lora @20 that of 120: the test knows what the visitor does not."""
+    tab.select_option("#vote-first", label="lora @20")
+    tab.select_option("#vote-second", label="base")
+    assert tab.locator("#vote-count").inner_text() == "0 of 12 pairs voted"
+    assert tab.locator("#vote-left").get_attribute("alt") == "image on the left"
+    data = _data(page)
+    of_model = [{data["pictures"][c[4]] for c in data["cells"] if c[0] == model} for model in (2, 0)]
+    lefts = []
+    for number in range(5):
+        shown = [tab.locator(f"#vote-{side}").get_attribute("src").partition(",")[2] for side in ("left", "right")]
+        is_left = shown[0] in of_model[0]
+        assert {shown[0] in of_model[0], shown[1] in of_model[0]} == {True, False}
+        assert any(each in of_model[1] for each in shown)
+        lefts.append(is_left)
+        if number == 4:
+            tab.locator("[data-vote=same]").click()
+        elif number == 3:  # the one vote for the base
+            tab.locator("[data-vote=right]" if is_left else "[data-vote=left]").click()
+        else:
+            tab.locator("#ballot").focus()
+            tab.keyboard.press("ArrowLeft" if is_left else "ArrowRight")
+        assert tab.locator("#vote-tally").inner_text() == ""
+    assert tab.locator("#vote-count").inner_text() == "5 of 12 pairs voted"
+    tab.locator("#vote-show").click()
+    # Wilson's interval of 3 in 4: 30.1 to 95.4 %
+    said = "lora @20: 3 · base: 1 · same: 1. lora @20 is preferred in 75 % of 4 decided votes"
+    assert tab.locator("#vote-tally").inner_text() == f"{said}, 95 % interval 30 to 95 % (Wilson)."
+    with tab.expect_download() as download:
+        tab.locator("#vote-download").click()
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["first", "second", "prompt", "sampler", "seed", "left", "preferred"]
+    assert [row[6] for row in rows] == ["lora @20"] * 3 + ["base", ""]
+    assert [row[5] == "lora @20" for row in rows] == lefts
+    assert {row[2] for row in rows} <= set(PROMPTS)
+    tab.reload()  # the votes are kept, and the tally is hidden again
+    tab.select_option("#vote-first", label="base")
+    tab.select_option("#vote-second", label="lora @20")
+    assert tab.locator("#vote-count").inner_text() == "5 of 12 pairs voted"
+    assert tab.locator("#vote-tally").inner_text() == ""
+    tab.locator("#vote-undo").click()
+    assert tab.locator("#vote-count").inner_text() == "4 of 12 pairs voted"
+
+
+def test_a_vote_ends_when_every_pair_has_one(tab: Any) -> None:
+    tab.select_option("#vote-first", label="real, held out")
+    tab.select_option("#vote-second", label="<b>db</b> @20")
+    for _ in range(3):
+        tab.locator("[data-vote=left]").click()
+    assert tab.locator("#vote-count").inner_text() == ("3 of 3 pairs voted Every pair of these two models has a vote.")
+    assert not tab.locator("#ballot").is_visible()
+    tab.select_option("#vote-second", label="real, held out")
+    assert tab.locator("#vote-count").inner_text() == "These two have no pair of images in this page."
+
+
 def test_without_script_and_on_paper_the_essentials_are_there(browser: Any, page: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
@@ -457,6 +637,8 @@ def test_a_page_of_1500_pictures_is_quick(browser: Any, tmp_path: Path) -> None:
     assert tab.locator("#grid button.cell").count() == 300
     # those out of sight are not decoded
     assert tab.evaluate("[...document.querySelectorAll('#grid img')].filter(i => i.src).length") < 150
+    tab.pdf()
+    assert tab.evaluate("[...document.querySelectorAll('#grid img')].every(i => i.src)")  # but paper shows them
     milliseconds = tab.evaluate(
         "() => { const s = document.getElementById('axis-columns'); const t = performance.now(); s.value = 'seed';"
         " s.dispatchEvent(new Event('change')); return performance.now() - t }"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from finetune.core.cli import load_settings
 from pipelines.evaluation.prompt_sets import read_prompt_file
 from pipelines.studies.report import html, markdown
 from pipelines.studies.study import SCRIPTS, Run, read_study
-from pipelines.studies.summary import MEASURES, differences_of, seed_mean, summarise
+from pipelines.studies.summary import MEASURES, differences_of, judged, seed_mean, summarise
 from pipelines.studies.training import RECORD, Cost, RunFailed, TrainedRun, arguments, check_runs, train_all
 
 METHODS = {
@@ -80,6 +81,13 @@ def test_options_become_the_words_of_a_command_line() -> None:
     ]
 
 
+CLAIM = """claims:
+  - {text: more, data: sf_dry, measure: skill, greater: lora, than: "lora, rank 2"}
+  - {text: cheaper, data: sf_dry, measure: core_minutes, greater: lora, than: 100}
+  - {text: small, data: sf_dry, measure: artefact_mb, same: [lora, "lora, rank 2"], within: 0.1}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -96,6 +104,11 @@ def test_options_become_the_words_of_a_command_line() -> None:
         (GOOD.replace("sf_dry, nine", "../sf_dry"), "data: found the name '../sf_dry'"),
         (GOOD.replace("sf_dry, nine", "sf dry") + "  lora; rank: {script: lora}\n", "methods: found the name"),
         (GOOD.replace("lora, rank 2", "lora  rank").replace("  lora:", "  lora rank:"), "methods: two names make one"),
+        (GOOD + "images_per_prompt: 0\n", "images_per_prompt: found 0, expected a whole number from 1"),
+        (GOOD + "num_inference_steps: many\n", "num_inference_steps: found 'many'"),
+        (GOOD + CLAIM.replace("greater: lora", "greater: lorra"), "found the method 'lorra'. Did you mean lora"),
+        (GOOD + CLAIM.replace("data: sf_dry", "data: sf"), "claims: more: found the data 'sf'"),
+        (GOOD + CLAIM.replace("skill", "skil"), "claims[0].measure: found 'skil'"),
     ],
 )
 def test_a_wrong_file_is_told_with_its_place(text: str, said: str, tmp_path: Path) -> None:
@@ -241,6 +254,21 @@ def test_a_summary_has_a_row_for_each_method_with_its_cost(tmp_path: Path) -> No
     assert first.why["adherence"] == "one word"
     assert set(first.scores) == set(MEASURES)
     assert {(d.measure, d.higher) for d in summary.differences} == {("skill", "lora"), ("prior", "lora")}
+
+
+def test_claims_are_judged_by_the_trainings_and_shown(tmp_path: Path) -> None:
+    """0.80 and 0.82 against 0.40 and 0.42, trainings of 1 and 8 minutes, results of one size."""
+    _, summary = _found(tmp_path)
+    study = read_study(_file(tmp_path, GOOD + CLAIM))
+    claims = judged(study.claims, summary.rows)
+    assert [claim.verdict for claim in claims] == ["confirmed", "contradicted", "confirmed"]
+    assert claims[0].effect.startswith("sf_dry, skill: lora 0.81 against lora, rank 2 0.41 (p = ")
+    assert "core_minutes: lora 4.5 against 100" in claims[1].effect
+    whole = replace(summary, claims=tuple(claims))
+    assert "| more | confirmed | sf_dry, skill: lora 0.81" in markdown(whole)
+    page = html(study, whole, {}, {})
+    assert '<td class="contradicted">contradicted</td>' in page
+    assert [claim["text"] for claim in whole.as_json()["claims"]] == ["more", "cheaper", "small"]
 
 
 def test_table_and_page_say_the_same_and_no_name_becomes_markup(tmp_path: Path) -> None:

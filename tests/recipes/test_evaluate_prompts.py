@@ -32,6 +32,9 @@ sets:
 rings:
   class: [a texture]
   unrelated: [a red circle]
+claims:
+  - {text: the result is no picture of another run, measure: drift, greater: run, than: -1}
+  - {text: the first step is the last, measure: drift, greater: run @1, than: 100}
 """
 FEW = ("--steps", "1", "--seeds", "0-3", "--tier", "smoke")
 # captions and ring prompts, four seeds each, and the odd one
@@ -117,6 +120,21 @@ def test_the_base_and_every_state_are_drawn_and_measured(evaluation: Path) -> No
     assert [copy["ncc"] for copy in result["copied"]] == sorted((c["ncc"] for c in result["copied"]), reverse=True)
 
 
+def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path) -> None:
+    claims = _result(evaluation)["claims"]
+    assert [claim["verdict"] for claim in claims] == ["confirmed", "contradicted"]
+    assert claims[0]["effect"].startswith("drift: run ")
+    assert "the first step is the last" in (evaluation / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_claim_of_another_run_is_refused(run: Path, tmp_path: Path, capfd: Any) -> None:
+    prompts = tmp_path / "p.yaml"
+    prompts.write_text("sets: {a: [x]}\nclaims: [{text: t, measure: skill, greater: ran, than: 0}]\n")
+    assert exit_code(lambda: evaluate(_arguments(run, prompts, tmp_path / "out")), "evaluate_prompts") == 2
+    assert "found the run 'ran'. Did you mean run" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_page_shows_any_prompt_as_text(evaluation: Path) -> None:
     text = (evaluation / "index.html").read_text(encoding="utf-8")
     assert "<img src=x" not in text
@@ -190,15 +208,20 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(run: Path, prompts: Pat
     assert all(after[name] == before[name] for name in before)
 
 
-def test_two_processes_draw_the_images_of_one(evaluation: Path, run: Path, prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launch", [["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], []], ids=["launched", "own"]
+)
+def test_two_processes_draw_the_images_of_one(
+    evaluation: Path, run: Path, prompts: Path, launch: list[str], tmp_path: Path
+) -> None:
     folder = tmp_path / "shared"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "pipelines/evaluate_prompts.py"]
-    command += _arguments(run, prompts, folder, "--checkpoints", "last")
+    own = [] if launch else ["--num_processes", "2"]
+    command = [*launch, "pipelines/evaluate_prompts.py", *_arguments(run, prompts, folder, *own)]
     result = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "2 processes" in _result(folder)["provenance"]["device"]
+    assert _result(folder)["provenance"]["drawn in the last session"].endswith("by 2 processes")
     names = _images(folder)
     assert len(names) == 2 * NUM_PER_MODEL + NUM_FLOOR
     for name in names:

@@ -1,0 +1,82 @@
+"""Settings as a file, and what may differ between a run and its continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from data.errors import OutputError
+from finetune.core.option_groups import LENGTHS, Settings
+
+# What may differ between a run and its continuation without changing what is learnt.
+FREE_ON_RESUME = frozenset(
+    {
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "dataloader_num_workers"),
+        *("checkpointing_steps", "checkpoints_total_limit", "report_to", "logging_steps"),
+        *("validation_steps", "num_validation_images", "validation_prompt", "identifier_report"),
+    }
+)
+
+
+def to_yaml(settings: Settings) -> str:
+    """Return the settings as a YAML file that `--config` reads back to equal settings."""
+    values = settings.model_dump(mode="json")
+    if values.get("num_train_epochs") is not None:
+        values.pop("max_train_steps", None)  # the epochs stand in its place
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+class Changes(NamedTuple):
+    """Options that differ between a run and its continuation: {name: (value then, value now)}."""
+
+    free: dict[str, tuple[Any, Any]]
+    refused: dict[str, tuple[Any, Any]]
+
+
+def changed_settings(old: Mapping[str, Any], new: Settings) -> Changes:
+    """Return the options that differ, those that may (FREE_ON_RESUME, a longer run) apart from those that must not.
+
+    old: the mapping that `to_yaml` wrote when the run was started; an option that it lacks counts as its default, one
+    that only it has is refused with None as its value now.
+    A run may grow only under a constant learning rate: every other schedule depends on the length.
+    """
+    now = new.model_dump(mode="json")
+    then = {**_plain_defaults(new), **old}
+    constant = str(now.get("lr_scheduler")).startswith("constant")
+    changes = Changes({}, {})
+    for name in [*now, *(name for name in old if name not in now)]:
+        before, after = then.get(name), now.get(name)
+        if name in now and name in then and before == after:
+            continue
+        grows = name in LENGTHS and isinstance(before, int) and isinstance(after, int) and after > before
+        free = name in FREE_ON_RESUME or (grows and constant)
+        (changes.free if free else changes.refused)[name] = (before, after)
+    return changes
+
+
+def _plain_defaults(settings: Settings) -> dict[str, Any]:
+    defaults = {n: option.default for n, option in type(settings).model_fields.items() if not option.is_required()}
+    return settings.model_copy(update=defaults).model_dump(mode="json", include=set(defaults))
+
+
+def refuse_changes(settings_file: Path, new: Settings) -> None:
+    """Raise OutputError naming every option that must not differ between a run and its continuation.
+
+    settings_file: what `to_yaml` wrote when the run was started; OutputError too where it cannot be read.
+    """
+    try:
+        old = yaml.safe_load(settings_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OutputError(str(settings_file), f"expected the settings of the run to resume, but {error}.") from error
+    if not isinstance(old, dict):
+        raise OutputError(str(settings_file), f"found {old!r}, expected the settings of the run to resume.")
+    problems = [
+        f"--{name}: found {now!r}, the run was started with {then!r}."
+        + (" It may grow, under a constant --lr_scheduler." if name in LENGTHS else "")
+        for name, (then, now) in changed_settings(old, new).refused.items()
+    ]
+    if problems:
+        raise OutputError(str(settings_file), *problems, "Restore these, or start a new run with another --output_dir.")

@@ -1,0 +1,104 @@
+"""The bases that runs stand on: each loaded once, and compared with what the runs were trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data.errors import SettingsError
+from pipelines.components import Components, load_components
+from pipelines.evaluation.states import AskedRun
+from pipelines.fingerprints import weights_fingerprint
+from pipelines.runs import is_whole, predicting_as, read_facts
+
+
+@dataclass(frozen=True)
+class BaseNeed:
+    """A base as it is asked for. name: as `load_components` takes it. The others: how it predicts; None is its own."""
+
+    name: str
+    prediction_type: str | None = None
+    zero_terminal_snr: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return how the base predicts, as `predicting_as` reads it."""
+        facts: dict[str, Any] = {"zero_terminal_snr": self.zero_terminal_snr}
+        return facts if self.prediction_type is None else {**facts, "prediction_type": self.prediction_type}
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A base that runs stand on.
+
+    need: what it was loaded from. identity: a hash of all its weights and of how it is sampled.
+    """
+
+    label: str
+    need: BaseNeed
+    components: Components
+    identity: str
+
+    @staticmethod
+    def load(label: str, need: BaseNeed, device: torch.device | str) -> BaseModel:
+        """Load a base. Raises SettingsError where there is no such model."""
+        components = predicting_as(load_components(need.name), need.facts)
+        identity = hashlib.sha256(components.fingerprint.encode())
+        for module in (components.text_encoder, components.vae):
+            identity.update(weights_fingerprint(module).encode())
+        for scheduler in (components.scheduler, components.sampler):
+            identity.update(f"{type(scheduler).__name__}{sorted(scheduler.config.items())}".encode())
+        for module in (components.unet, components.vae, components.text_encoder):
+            module.to(device)
+        return BaseModel(label, need, components, identity.hexdigest())
+
+
+def base_of(run: AskedRun, asked_for: str | None) -> tuple[BaseNeed, str | None]:
+    """Return the base of a run, and the fingerprint of its weights where the run says it.
+
+    asked_for: the base that the user names; None takes the one that the run names.
+
+    Raises SettingsError for a whole model that does not say what it was made from.
+    """
+    facts = run.manifest if is_whole(run.path) else read_facts(run.path)
+    name = asked_for or facts.get("base") or (None if is_whole(run.path) else "swatch")
+    if name is None:
+        raise SettingsError(
+            str(run.path),
+            "is a whole model without the manifest of a run, which would say what it was trained from. "
+            "Name its base: --pretrained_model_name_or_path.",
+        )
+    need = BaseNeed(str(name), facts.get("prediction_type"), bool(facts.get("zero_terminal_snr")))
+    return need, facts.get("base_fingerprint")
+
+
+def load_bases(
+    runs: Sequence[AskedRun], asked_for: str | None, device: torch.device | str
+) -> tuple[dict[str, BaseModel], dict[str, str]]:
+    """Return the bases by label, each loaded once, and the label of every run's base.
+
+    Raises SettingsError where a run was trained on other weights than its base has.
+    """
+    needs = {run.label: base_of(run, asked_for) for run in runs}
+    distinct = list(dict.fromkeys(need for need, _ in needs.values())) or [BaseNeed(asked_for or "swatch")]
+    bases, labels, problems = {}, {}, []
+    for number, need in enumerate(distinct):
+        label = "base" if len(distinct) == 1 else f"base {number + 1}"
+        bases[label] = BaseModel.load(label, need, device)
+        found = bases[label].components.fingerprint
+        for run, (of_run, fingerprint) in needs.items():
+            if of_run != need:
+                continue
+            labels[run] = label
+            if fingerprint not in (None, found):
+                problems.append(
+                    f"{run} was trained on another base (fingerprint {fingerprint}; {need.name} has {found}). "
+                    "Give the base it was trained on, or leave it out."
+                )
+    if problems:
+        raise SettingsError("--adapter", *problems)
+    return bases, labels

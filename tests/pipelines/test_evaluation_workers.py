@@ -1,0 +1,118 @@
+"""Drawing by several processes: the images of one, its errors here, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.errors import SettingsError
+from pipelines.evaluation.bases import BaseModel, BaseNeed
+from pipelines.evaluation.drawing import LARGEST_DIFFERENCE, Drawing, Keyed, batches
+from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
+from pipelines.evaluation.prompt_sets import Prompt
+from pipelines.evaluation.store import ImageStore
+from pipelines.evaluation.workers import IMAGES_WORTH_A_PROCESS, draw_in_processes, num_workers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base_dir: Path) -> BaseModel:
+    return BaseModel.load("base", BaseNeed(str(tiny_base_dir)), "cpu")
+
+
+def _keyed(num_steps: int, num_seeds: int) -> list[Keyed]:
+    asked = asked_of([Prompt("a red slice", "s"), Prompt("striped", "s")], {}, {})
+    arms = (Arm("base", None, 1.0, "base"),)
+    found = cells(asked, arms, (Sampling("own", num_steps, 3.0),), tuple(range(num_seeds)))
+    return [(cell.key(base_identity="b", arm_digest="", size_px=32), cell) for cell in found]
+
+
+def test_processes_draw_what_one_draws(base: BaseModel, tmp_path: Path) -> None:
+    keyed, counts = _keyed(3, 5), list[int]()
+    one, shared = ImageStore(tmp_path / "one"), ImageStore(tmp_path / "shared")
+    drawing = Drawing(one, {"base": base}, {}, size_px=32, device="cpu")
+    for batch in batches(keyed, 4):
+        drawing.draw(batch)
+    draw_in_processes(
+        batches(keyed, 4), shared.folder, {"base": base}, {}, size_px=32, num_processes=2, progress=counts.append
+    )
+    assert sorted(counts) == [2, 4, 4]
+    for key, _ in keyed:
+        assert np.abs(shared.read(key).astype(int) - one.read(key)).max() <= LARGEST_DIFFERENCE
+
+
+def test_an_error_of_a_process_is_raised_here(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="found 31 px"):
+        draw_in_processes(
+            batches(_keyed(1, 1), 4), tmp_path, {"base": base}, {}, size_px=31, num_processes=2, progress=print
+        )
+
+
+def test_as_many_processes_as_threads_memory_and_images_allow(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    many = 100 * IMAGES_WORTH_A_PROCESS
+    assert num_workers({"base": base}, many) == 4
+    assert num_workers({"base": base}, 2 * IMAGES_WORTH_A_PROCESS) == 2
+    assert num_workers({"base": base}, 0) == 1
+    memory = type("Memory", (), {"available": 3.9e9})
+    monkeypatch.setattr("pipelines.evaluation.workers.psutil.virtual_memory", memory)
+    assert num_workers({"base": base}, many) == 2
+    memory.available = 0
+    assert num_workers({"base": base}, many) == 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tests.pipelines import test_evaluation_workers as here
+from pipelines.evaluation.bases import BaseModel, BaseNeed
+from pipelines.evaluation.drawing import batches
+from pipelines.evaluation.workers import draw_in_processes
+if __name__ == "__main__":
+    base = BaseModel.load("base", BaseNeed(sys.argv[1]), "cpu")
+    draw_in_processes(batches(here._keyed(40, 100), 2), Path(sys.argv[2]), {"base": base}, {}, size_px=32,
+                      num_processes=2, progress=print)
+"""
+
+
+def test_no_process_outlives_a_killed_one(tiny_base_dir: Path, tmp_path: Path) -> None:
+    script, folder = tmp_path / "killed.py", tmp_path / "images"
+    script.write_text(KILLED)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tiny_base_dir), str(folder), str(ROOT)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert _eventually(lambda: len(list(folder.rglob("*.png"))) >= 4, 120)
+        workers = _children(process.pid)
+        assert len(workers) >= 2
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert _eventually(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)
+    assert len(list(folder.rglob("*.png"))) < 200
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _eventually(holds: object, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if holds():  # type: ignore[operator]
+            return True
+        time.sleep(0.05)
+    return False
