@@ -84,6 +84,7 @@ def _evaluate(
     """Return the page of one data's evaluation: every method and seed under the same prompts."""
     from pipelines.evaluation.states import AskedRun
     from pipelines.evaluation.whole import Request, evaluate
+    from pipelines.metrics.extractors import TEXSTAT
 
     runs = [AskedRun.read(each.folder, label) for each, label in zip(trained, labels, strict=True)]
     page = evaluate(
@@ -102,6 +103,7 @@ def _evaluate(
             num_processes=None,
             resolution=None,
             tier=study.tier,
+            extractor=TEXSTAT,
             forgetting_limit=None,
             copying_limit=0.75,
             command=f"python pipelines/compare_methods.py {shlex.join(argv)}",

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
             num_processes=arguments.num_processes,
             resolution=arguments.resolution,
             tier=arguments.tier,
+            extractor=arguments.extractor,
             forgetting_limit=arguments.forgetting_limit,
             copying_limit=arguments.copying_limit,
             command=command,
@@ -118,6 +119,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the one the runs name)")
     parser.add_argument("--output_dir", type=Path, help="folder, kept and added to (default: evaluation-… in the run)")
     parser.add_argument("--tier", choices=TIERS, default="standard", help="how many images (default: standard)")
+    parser.add_argument(
+        "--extractor",
+        default="texstat",
+        help="of the features that images are compared by: texstat (default), clip, dinov2, or a folder or hub id of "
+        "such a network; its weights must be on this machine",
+    )
     parser.add_argument(
         "--forgetting_limit", type=float, help="noise drift that a checkpoint may not exceed (default: none)"
     )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from pipelines.evaluation.copies import Copies, copying_scores, keep_real
+from pipelines.evaluation.cost import cost_of
 from pipelines.evaluation.drawing import count_tokens_cut
 from pipelines.evaluation.grid import Arm
 from pipelines.evaluation.measuring import (
@@ -22,6 +21,7 @@ from pipelines.evaluation.measuring import (
     confusion,
     described,
     learning_scores,
+    mean_skill,
     profiles,
 )
 from pipelines.evaluation.opener import PipelineOpener, result_first
@@ -45,12 +45,11 @@ from pipelines.evaluation.rings import Rings
 from pipelines.evaluation.states import CHOICE, AskedRun
 from pipelines.evaluation.store import ImageStore
 from pipelines.metrics.copying import Copying
-from pipelines.metrics.extractors import TextureStatistics
+from pipelines.metrics.extractors import Extractor, TextureStatistics
 from pipelines.metrics.forgetting import PriorDistance
 from pipelines.metrics.selection import Choice, Judged, Limits, choose, onset
 from pipelines.whole_files import write_text
 
-COST = "cost.jsonl"  # in a run's folder: a line for each session of its training
 NUM_COPIES = 10  # pairs shown of each run
 
 
@@ -99,6 +98,7 @@ def judge(
     store: ImageStore,
     *,
     title: str,
+    extractor: Extractor,
     effort: Effort,
     limits: Limits,
     seed: int,
@@ -109,11 +109,12 @@ def judge(
 ) -> Result:
     """Return the result of an evaluation whose images are all in the store.
 
-    limits: of what a checkpoint may forget (noise drift over all rings) and copy. progress: called with 1 for every
-    model measured. A run with two states or more gets a choice.json that says which one to use.
+    extractor: by which images are compared; texture statistics see slices in grey. limits: of what a checkpoint may
+    forget (noise drift over all rings) and copy. progress: called with 1 for every model measured. A run with two
+    states or more gets a choice.json that says which one to use.
     """
     models = {arm: number for number, arm in enumerate(plan.arms)}
-    images = Images(plan, store, TextureStatistics.fitting(plan.axes.size_px))
+    images = Images(plan, store, extractor)
     opener = PipelineOpener(plan.bases, plan.runs, device)
     context = _Context(plan, store, images, models, opener, effort, limits, seed, progress)
     found = _Found(statements=list(statements))
@@ -147,7 +148,7 @@ def judge(
         described=tuple(found.described),
         confusions=tuple(found.confusions),
         profiles=tuple(found.profiles),
-        cost=tuple(_cost(run) for run in plan.runs.values()),
+        cost=tuple(cost_of(run) for run in plan.runs.values()),
         statements=tuple(found.statements),
         provenance=dict(provenance) | {"extractor": images.extractor.extractor_id},
     )
@@ -155,12 +156,16 @@ def judge(
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """What a run is held against. seen: its images as the extractor of its real images sees them."""
+    """What a run is held against. seen: its images as the extractor of its real images sees them.
+
+    choosing: what its states are chosen by, where that is not what is reported; None where it is the same.
+    """
 
     run: AskedRun
     real: RealImages | None
     seen: Images
     learning: Learning | None
+    choosing: Learning | None
     copies: Copies | None
 
 
@@ -168,10 +173,13 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
     """Return the real images of a run, ready to be compared with; say what cannot be."""
     plan, seen = context.plan, context.images
     if real is None:
-        return _Reference(run, None, seen, None, None)
-    if real.are_slices:
-        seen = Images(plan, context.store, TextureStatistics.fitting(plan.axes.size_px, grey=True))
-    learning = Learning.of(run.label, plan, real, seen.extractor)
+        return _Reference(run, None, seen, None, None, None)
+    if real.are_slices and isinstance(seen.extractor, TextureStatistics):
+        seen = Images(plan, context.store, replace(seen.extractor, grey=True))
+    halves = real.halves() if _num_states(run, plan) > 1 else None
+    chosen_by, reported = halves or (None, real)
+    learning = Learning.of(run.label, plan, reported, seen.extractor)
+    choosing = None if chosen_by is None else Learning.of(run.label, plan, chosen_by, seen.extractor)
     if not learning.asked and real.captions:
         found.statements.append(
             f"{run.label}: none of its captions ({', '.join(real.captions)}) is asked, so what it learnt is not "
@@ -184,7 +192,11 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
         )
     elif copies.held_out_matches:
         found.held_out_ncc[run.label] = tuple(float(ncc) for ncc in copies.held_out_matches)
-    return _Reference(run, real, seen, learning, copies)
+    return _Reference(run, reported, seen, learning, choosing, copies)
+
+
+def _num_states(run: AskedRun, plan: Plan) -> int:
+    return len({arm.state for arm in plan.arms if arm.run == run.label})
 
 
 def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, found: _Found) -> None:
@@ -214,7 +226,7 @@ def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, foun
                 if rings and step is not None:
                     prior.append((step, rings.prior(subject)))
             context.progress(1)
-    _conclude(run, judged, prior, context, found)
+    _conclude(run, judged, prior, context, found, is_apart=reference.choosing is not None)
 
 
 def _measure_model(subject: Subject, reference: _Reference, rings: Rings, context: _Context, found: _Found) -> Judged:
@@ -225,6 +237,8 @@ def _measure_model(subject: Subject, reference: _Reference, rings: Rings, contex
     skill = forgetting = None
     if learning is not None:
         scores, skill = learning_scores(subject, reference.seen, learning, seed=seed)
+    if reference.choosing is not None:
+        skill = mean_skill(subject, reference.seen, reference.choosing, seed=seed)
     if rings:
         drift = rings.drift(subject, context.opener, context.store.folder / "drift")
         concept = learning.concept if learning is not None and learning.asked else None
@@ -272,13 +286,22 @@ def _conclude(
     prior: Sequence[tuple[int, PriorDistance]],
     context: _Context,
     found: _Found,
+    *,
+    is_apart: bool,
 ) -> None:
-    """Choose a state of a run and say what it learnt, forgot and copied."""
+    """Choose a state of a run and say what it learnt, forgot and copied.
+
+    is_apart: whether it is chosen by other held-out images than those of the report.
+    """
     choice = choose(list(judged.values()), context.limits)
     caveats = []
     if len(judged) > 1:
         found.choices[run.label] = choice
-        caveats.append("chosen and reported on the same held-out images, which is a little optimistic")
+        caveats.append(
+            "chosen on one half of the held-out images, reported on the other"
+            if is_apart
+            else "chosen and reported on the same held-out images, which is a little optimistic"
+        )
     else:
         reason = "the only state that was evaluated"
         choice = Choice(choice.step, f"{reason}; {choice.reason}" if choice.dropped else reason, None, choice.dropped)
@@ -350,56 +373,3 @@ def _write_choices(plan: Plan, store: ImageStore, choices: Mapping[str, Choice])
         if path.is_dir() and choice.step is not None:
             content = choice.as_json() | {"evaluation": str(store.folder)}
             write_text(path / CHOICE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _cost(run: AskedRun) -> dict[str, str]:
-    """Return what a run took, as far as its folder says it."""
-    row = {"run": run.label, "method": run.method or "unknown"}
-    steps, per_step = run.last_step, run.images_per_step
-    if steps is not None:
-        row["optimiser steps"] = f"{steps:,}"
-        if per_step is not None:
-            row["image visits"] = f"{steps * per_step:,}"
-    files = (
-        [run.path]
-        if run.path.is_file()
-        else [p for p in run.path.rglob("*.safetensors") if "checkpoint-" not in str(p.relative_to(run.path))]
-    )
-    row["artefact, MB"] = f"{sum(path.stat().st_size for path in files) / 1e6:.2f}"
-    trained = _num_trained(run)
-    if trained is not None:
-        row["trained parameters"] = f"{trained:,}"
-    return row | taken(run.path / COST)
-
-
-def taken(path: Path) -> dict[str, str]:
-    """Return what the training took, over all sessions of the run; {} where its folder does not say it."""
-    try:
-        sessions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        seconds = sum(session["seconds"] for session in sessions)
-        visits = sum(session["image_visits"] for session in sessions)
-        peak = max(session["peak_memory_mib"] for session in sessions)
-        where = ", ".join(dict.fromkeys(f"{s['device']}, {s['threads']} threads" for s in sessions))
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {
-        "training, min": f"{seconds / 60:.1f}",
-        "images/s": f"{visits / max(seconds, 1e-9):.1f}",
-        "memory, MiB": f"{peak:,.0f}",
-        "on": where,
-    }
-
-
-def _num_trained(run: AskedRun) -> int | None:
-    """Return how many parameters a run trained, from a checkpoint, or from the file of an adapter."""
-    folder = next(iter(run.checkpoints.values()), run.path)
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
-    count = 0
-    for path in files:
-        if path.name == "optimizer.safetensors":
-            continue
-        with safe_open(path, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if not name.startswith("ema/"):
-                    count += int(np.prod(tensors.get_slice(name).get_shape()))
-    return count or None

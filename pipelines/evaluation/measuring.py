@@ -124,19 +124,7 @@ def learning_scores(
     """
     if not learning.asked:
         return {}, None
-    base = images.base_of(subject)
-    found = [
-        fidelity(
-            images.features(subject, asked),
-            images.features(base, asked),
-            learning.held_out[caption],
-            learning.training[caption],
-            extractor_id=learning.extractor_id,
-            seed=prompt_seed(seed, place),
-            num_permutations=200,
-        )
-        for place, (caption, asked) in enumerate(learning.asked.items())
-    ]
+    found = _fidelities(subject, images, learning, seed)
     scores = {
         "skill": _mean_skill(found, "scd", learning.extractor_id, seed),
         "kid_skill": _mean_skill(found, "kid", learning.extractor_id, seed),
@@ -151,8 +139,33 @@ def learning_scores(
         )
     else:
         scores["adherence"] = Score.none("one caption only: nothing to tell apart")
+    return scores, _mean_of_all(found, seed)
+
+
+def mean_skill(subject: Subject, images: Images, learning: Learning, *, seed: int) -> Estimate | None:
+    """Return the skill of a model as `learning_scores` does, and nothing else."""
+    return _mean_of_all(_fidelities(subject, images, learning, seed), seed) if learning.asked else None
+
+
+def _fidelities(subject: Subject, images: Images, learning: Learning, seed: int) -> list[Fidelity]:
+    base = images.base_of(subject)
+    return [
+        fidelity(
+            images.features(subject, asked),
+            images.features(base, asked),
+            learning.held_out[caption],
+            learning.training[caption],
+            extractor_id=learning.extractor_id,
+            seed=prompt_seed(seed, place),
+            num_permutations=200,
+        )
+        for place, (caption, asked) in enumerate(learning.asked.items())
+    ]
+
+
+def _mean_of_all(found: Sequence[Fidelity], seed: int) -> Estimate | None:
     skills = [one.scd.skill for one in found if one.scd.skill is not None]
-    return scores, mean_over_prompts(skills, seed=seed) if len(skills) == len(found) else None
+    return mean_over_prompts(skills, seed=seed) if len(skills) == len(found) else None
 
 
 def _adherence(subject: Subject, images: Images, learning: Learning, seed: int) -> Adherence | None:

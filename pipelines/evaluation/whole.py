@@ -27,6 +27,7 @@ from pipelines.evaluation.real_images import captions_of
 from pipelines.evaluation.states import AskedRun, State
 from pipelines.evaluation.store import ImageStore
 from pipelines.evaluation.workers import draw_in_processes, num_workers
+from pipelines.metrics.extractors import open_extractor
 from pipelines.metrics.selection import Limits
 from pipelines.report.page import write_page
 from pipelines.whole_files import write_text
@@ -66,7 +67,8 @@ class _Drawn:
 class Request:
     """What a user asks for. runs: with their states. schedulers: as written. resolution: None is the base's own.
 
-    num_processes: that draw beside each other on the CPU; None is as many as cores and memory have room for.
+    extractor: a name of `open_extractor`. num_processes: that draw beside each other on the CPU; None is as many as
+    cores and memory have room for.
     """
 
     prompt_file: PromptFile
@@ -83,6 +85,7 @@ class Request:
     num_processes: int | None
     resolution: int | None
     tier: str
+    extractor: str
     forgetting_limit: float | None
     copying_limit: float
     command: str
@@ -107,6 +110,7 @@ def evaluate(request: Request) -> Path | None:
     asked = _asked(prompts, request.runs)
     plan = make_plan(asked, axes, bases, [(run, base_of[run.label], states) for run, states in request.runs])
     _check_claims(request.prompt_file, plan)
+    extractor = open_extractor(request.extractor, axes.size_px)  # before anything is drawn: it may not be at hand
     statements += _statements(request, plan, next(iter(bases.values())))
     store = ImageStore(request.folder)
     drawn = _draw(plan, store, request, process)
@@ -125,6 +129,7 @@ def evaluate(request: Request) -> Path | None:
             plan,
             store,
             title=" · ".join(run.label for run, _ in request.runs),
+            extractor=extractor,
             effort=tier.effort,
             limits=Limits(request.forgetting_limit, request.copying_limit),
             seed=_SEED,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,18 +116,6 @@ def open_extractor(name: str, short_side_px: int) -> Extractor:
         )
     folder = Path(name).expanduser()
     return VisionNetwork(folder if folder.is_dir() else _cached(KNOWN.get(name, name), name))
-
-
-def open_extractors(names: Sequence[str], short_side_px: int) -> tuple[list[Extractor], dict[str, str]]:
-    """Return the extractors that can be had, and for each of the others why not."""
-    found: list[Extractor] = []
-    refused: dict[str, str] = {}
-    for name in names:
-        try:
-            found.append(open_extractor(name, short_side_px))
-        except SettingsError as error:
-            refused[name] = " ".join(error.problems)
-    return found, refused
 
 
 @dataclass(frozen=True)

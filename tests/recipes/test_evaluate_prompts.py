@@ -22,6 +22,7 @@ from data.exits import exit_code
 from data.tif.writer import write_stack
 from pipelines.evaluate_prompts import main as evaluate
 from pipelines.generate import main as generate
+from tests.pipelines.test_extractors import saved
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -118,6 +119,20 @@ def test_the_base_and_every_state_are_drawn_and_measured(evaluation: Path) -> No
     assert scores[1]["drift"]["value"] != scores[3]["drift"]["value"]
     assert {one["name"] for one in result["described"]}
     assert [copy["ncc"] for copy in result["copied"]] == sorted((c["ncc"] for c in result["copied"]), reverse=True)
+
+
+def test_a_state_is_chosen_by_other_held_out_images_than_are_reported(evaluation: Path) -> None:
+    (verdict,) = _result(evaluation)["verdicts"]
+    assert "chosen on one half of the held-out images, reported on the other" in verdict["caveats"]
+
+
+def test_images_are_compared_by_another_network(run: Path, prompts: Path, tmp_path: Path) -> None:
+    network = saved(tmp_path / "network", "clip")
+    evaluate(_arguments(run, prompts, tmp_path / "out", "--extractor", str(network)))
+    result = _result(tmp_path / "out")
+    assert result["provenance"]["extractor"].startswith("clip-")
+    scores = result["measured"][0]["scores"]
+    assert {scores[name]["extractor"] for name in ("skill", "vendi", "prior")} == {result["provenance"]["extractor"]}
 
 
 def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a run took, as far as its folder says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from pipelines.evaluation.states import AskedRun
+
+COST = "cost.jsonl"  # in a run's folder: a line for each session of its training
+
+
+def cost_of(run: AskedRun) -> dict[str, str]:
+    """Return what a run took in titled values: its training, its size, and what it ran on."""
+    row = {"run": run.label, "method": run.method or "unknown"}
+    steps, per_step = run.last_step, run.images_per_step
+    if steps is not None:
+        row["optimiser steps"] = f"{steps:,}"
+        if per_step is not None:
+            row["image visits"] = f"{steps * per_step:,}"
+    files = (
+        [run.path]
+        if run.path.is_file()
+        else [p for p in run.path.rglob("*.safetensors") if "checkpoint-" not in str(p.relative_to(run.path))]
+    )
+    row["artefact, MB"] = f"{sum(path.stat().st_size for path in files) / 1e6:.2f}"
+    trained = _num_trained(run)
+    if trained is not None:
+        row["trained parameters"] = f"{trained:,}"
+    return row | taken(run.path / COST)
+
+
+def taken(path: Path) -> dict[str, str]:
+    """Return what the training took, over all sessions of the run; {} where its folder does not say it."""
+    try:
+        sessions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        seconds = sum(session["seconds"] for session in sessions)
+        visits = sum(session["image_visits"] for session in sessions)
+        peak = max(session["peak_memory_mib"] for session in sessions)
+        where = ", ".join(dict.fromkeys(f"{s['device']}, {s['threads']} threads" for s in sessions))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {
+        "training, min": f"{seconds / 60:.1f}",
+        "images/s": f"{visits / max(seconds, 1e-9):.1f}",
+        "memory, MiB": f"{peak:,.0f}",
+        "on": where,
+    }
+
+
+def _num_trained(run: AskedRun) -> int | None:
+    """Return how many parameters a run trained, from a checkpoint, or from the file of an adapter."""
+    folder = next(iter(run.checkpoints.values()), run.path)
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    count = 0
+    for path in files:
+        if path.name == "optimizer.safetensors":
+            continue
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if not name.startswith("ema/"):
+                    count += int(np.prod(tensors.get_slice(name).get_shape()))
+    return count or None
