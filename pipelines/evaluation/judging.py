@@ -32,6 +32,7 @@ from pipelines.evaluation.result import (
     Copied,
     Described,
     Drifted,
+    HeldOutLoss,
     Measured,
     Model,
     Picture,
@@ -148,6 +149,11 @@ def judge(
         described=tuple(found.described),
         confusions=tuple(found.confusions),
         profiles=tuple(found.profiles),
+        losses=tuple(
+            HeldOutLoss(run.label, step, *run.visits(step), loss)
+            for run in plan.runs.values()
+            for step, loss in run.held_out_losses.items()
+        ),
         cost=tuple(cost_of(run) for run in plan.runs.values()),
         statements=tuple(found.statements),
         provenance=dict(provenance) | {"extractor": images.extractor.extractor_id},
@@ -338,10 +344,10 @@ def _model(plan: Plan, arm: Arm) -> Model:
     if arm.state is None:
         return Model(arm.label, arm.run, None, 1.0, "", is_base=True)
     run = plan.runs[arm.run]
-    step, per_step, num_images = arm.state.step, run.images_per_step, run.num_images
-    visits = None if step is None or per_step is None else step * per_step
-    epochs = None if visits is None or not num_images else visits / num_images
-    return Model(arm.label, arm.run, step, arm.weight, run.method, is_base=False, image_visits=visits, epochs=epochs)
+    visits, epochs = run.visits(arm.state.step)
+    return Model(
+        arm.label, arm.run, arm.state.step, arm.weight, run.method, is_base=False, image_visits=visits, epochs=epochs
+    )
 
 
 def _questions(plan: Plan) -> tuple[Question, ...]:

@@ -247,6 +247,17 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class HeldOutLoss:
+    """The loss of a run on held-out images at fixed noise, after a step."""
+
+    run: str
+    step: int
+    image_visits: int | None
+    epochs: float | None
+    value: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What may be said of one run: which checkpoint, why, and one sentence each on what it learnt, forgot and copied.
 
@@ -295,6 +306,7 @@ class Result:
     described: tuple[Described, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    losses: tuple[HeldOutLoss, ...] = ()
     cost: tuple[Mapping[str, str], ...] = ()
     claims: tuple[Claim, ...] = ()
     statements: tuple[str, ...] = ()

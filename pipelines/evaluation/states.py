@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from data.errors import OutputError, SettingsError, nearest
 
+LOSS = "validation_loss"  # in a run's metrics.jsonl
 CHOICE = "choice.json"  # what an evaluation found to be the best checkpoint of a run
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NOT_TRAINED = {"optimizer.safetensors"}
@@ -92,6 +93,22 @@ class AskedRun:
         """How many images the run was trained on; None where nothing says it."""
         found = self.manifest.get("data", {}).get("num_images")
         return found if isinstance(found, int) else None
+
+    def visits(self, step: int | None) -> tuple[int | None, float | None]:
+        """Return how many images were seen up to a step, and how often each of them; None where nothing says it."""
+        visits = None if step is None or self.images_per_step is None else step * self.images_per_step
+        return visits, None if visits is None or not self.num_images else visits / self.num_images
+
+    @property
+    def held_out_losses(self) -> dict[int, float]:
+        """The loss of held-out images at fixed noise by step, as far as the run measured it."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        try:
+            records = [json.loads(line) for line in lines]
+            return {record["step"]: float(record[LOSS]) for record in records if LOSS in record}
+        except (ValueError, KeyError, TypeError):
+            raise OutputError(str(path), "is not what a run writes: one JSON record in each line.") from None
 
     def states(self, wanted: Literal["all"] | Sequence[Selection]) -> tuple[State, ...]:
         """Return the states that are asked for, by step; a checkpoint of the last step is the result.

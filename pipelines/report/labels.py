@@ -112,6 +112,7 @@ _NUMBERS = {
     "course.epochs": ("epochs", "époques"),
     "course.skill": ("learning: skill", "apprentissage : gain"),
     "course.drift": ("forgetting: noise drift", "oubli : dérive du bruit"),
+    "course.loss": ("loss of held-out images, fixed noise", "perte des images mises de côté, bruit fixe"),
     "course.copy_auc": ("copying: AUC", "copie : AUC"),
     "course.unknown": ("not known for these runs", "inconnu pour ces entraînements"),
     "course.note": (
@@ -119,6 +120,7 @@ _NUMBERS = {
         "Les bandes sont des intervalles à 95 %. La ligne pointillée est le point de reprise retenu.",
     ),
     "course.onset": ("{run} forgets from step {step} on.", "{run} oublie dès l'étape {step}."),
+    "axis.loss": ("loss", "perte"),
     "axis.step": ("optimiser step", "étape d'optimisation"),
     "axis.image_visits": ("image visits", "images vues"),
     "axis.epochs": ("epochs", "époques"),

@@ -100,7 +100,31 @@ def course(result: Result) -> list[dict[str, Any]]:
         charts = {unit: _course(result, name, unit, holds) for unit in _UNITS}
         if charts["step"] is not None:
             found.append({"title": f"course.{name}", "charts": charts})
+    losses = {unit: _losses(result, unit) for unit in _UNITS}
+    if losses["step"] is not None:
+        found.append({"title": "course.loss", "charts": losses})
     return found
+
+
+def _losses(result: Result, unit: str) -> Markup | None:
+    """Return the loss of held-out images along each run that measured it more than once."""
+    series = []
+    for run, number in run_numbers(result).items():
+        points = []
+        for loss in result.losses:
+            x = {"step": loss.step, "image_visits": loss.image_visits, "epochs": loss.epochs}[unit]
+            if loss.run == run and x is not None:
+                points.append((float(x), Value(loss.value, loss.value, loss.value)))
+        if len(points) > 1:
+            series.append(Series(run, number, tuple(points), _marks(result, run, unit)))
+    if not series:
+        return None
+    return curves(
+        series,
+        x_title=svg_label(f"axis.{unit}"),
+        y_title=svg_label("axis.loss"),
+        alt=attribute("aria-label", "chart.alt", x=Key(f"axis.{unit}"), y=Key("axis.loss")),
+    )
 
 
 def _course(result: Result, name: str, unit: str, holds: tuple[float, ...]) -> Markup | None:

@@ -26,6 +26,7 @@ from pipelines.evaluation.result import (
     Curve,
     Described,
     Drifted,
+    HeldOutLoss,
     Measured,
     Model,
     Picture,
@@ -124,6 +125,7 @@ def _result() -> Result:
         ),
         copied=(Copied(2, 0, 1, key_of(2, 0, 1), key_of(4, 0, 0), 0.93, "as it is", (0, 3), flagged=True),),
         held_out_ncc={EVIL: (0.2, 0.4, 0.6)},
+        losses=tuple(HeldOutLoss("lora", step, 8 * step, 0.15 * step, 1 / step) for step in (5, 10, 20)),
         described=(Described(2, 0, "pitch", "tow pitch", "um", 400.0, 410.0, 1.2, 0.9, 1.6, "near"),),
         confusions=(
             Confusion(
@@ -321,6 +323,14 @@ def test_classes_named_are_numbers_in_a_table_beside_real_images(page: Path) -> 
         "right on 0.94 [0.70, 0.99] of 16 generated images, 0.95 [0.75, 0.99] of 20"
         in _Elements(page.read_text("utf-8")).text
     )
+
+
+def test_the_loss_of_held_out_images_is_a_curve_of_its_own(page: Path) -> None:
+    figure = page.read_text(encoding="utf-8").split("loss of held-out images, fixed noise")[1].split("</figure>")[0]
+    by_step, by_visits, _ = figure.split('<div class="by-')[1:]
+    assert "<title>lora, 5: 0.2 [0.2, 0.2]</title>" in by_step
+    assert "<title>lora, 160: 0.05 [0.05, 0.05]</title>" in by_visits
+    assert by_step.count("<circle") == 3
 
 
 def test_diversity_is_a_row_of_bars_for_each_model(page: Path) -> None:

@@ -132,7 +132,7 @@ def test_images_are_compared_by_another_network(run: Path, prompts: Path, tmp_pa
     result = _result(tmp_path / "out")
     assert result["provenance"]["extractor"].startswith("clip-")
     scores = result["measured"][0]["scores"]
-    assert {scores[name]["extractor"] for name in ("skill", "vendi", "prior")} == {result["provenance"]["extractor"]}
+    assert {scores[name]["extractor"] for name in ("pairwise", "prior")} == {result["provenance"]["extractor"]}
 
 
 def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path) -> None:
