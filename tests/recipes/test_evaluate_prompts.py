@@ -33,6 +33,8 @@ sets:
 rings:
   class: [a texture]
   unrelated: [a red circle]
+"""
+CLAIMS = """
 claims:
   - {text: the result is no picture of another run, measure: drift, greater: run, than: -1}
   - {text: the first step is the last, measure: drift, greater: run @1, than: 100}
@@ -135,11 +137,15 @@ def test_images_are_compared_by_another_network(run: Path, prompts: Path, tmp_pa
     assert {scores[name]["extractor"] for name in ("pairwise", "prior")} == {result["provenance"]["extractor"]}
 
 
-def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path) -> None:
-    claims = _result(evaluation)["claims"]
+def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path, run: Path, tmp_path: Path) -> None:
+    folder, prompts = tmp_path / "copy", tmp_path / "claims.yaml"
+    shutil.copytree(evaluation, folder)
+    prompts.write_text(PROMPTS + CLAIMS)
+    evaluate(_arguments(run, prompts, folder, "--checkpoints", "all"))
+    claims = _result(folder)["claims"]
     assert [claim["verdict"] for claim in claims] == ["confirmed", "contradicted"]
     assert claims[0]["effect"].startswith("drift: run ")
-    assert "the first step is the last" in (evaluation / "index.html").read_text(encoding="utf-8")
+    assert "the first step is the last" in (folder / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_claim_of_another_run_is_refused(run: Path, tmp_path: Path, capfd: Any) -> None:
