@@ -137,17 +137,6 @@ def test_images_are_compared_by_another_network(run: Path, prompts: Path, tmp_pa
     assert {scores[name]["extractor"] for name in ("pairwise", "prior")} == {result["provenance"]["extractor"]}
 
 
-def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path, run: Path, tmp_path: Path) -> None:
-    folder, prompts = tmp_path / "copy", tmp_path / "claims.yaml"
-    shutil.copytree(evaluation, folder)
-    prompts.write_text(PROMPTS + CLAIMS)
-    evaluate(_arguments(run, prompts, folder, "--checkpoints", "all"))
-    claims = _result(folder)["claims"]
-    assert [claim["verdict"] for claim in claims] == ["confirmed", "contradicted"]
-    assert claims[0]["effect"].startswith("drift: run ")
-    assert "the first step is the last" in (folder / "index.html").read_text(encoding="utf-8")
-
-
 def test_a_claim_of_another_run_is_refused(run: Path, tmp_path: Path, capfd: Any) -> None:
     prompts = tmp_path / "p.yaml"
     prompts.write_text("sets: {a: [x]}\nclaims: [{text: t, measure: skill, greater: ran, than: 0}]\n")
@@ -360,3 +349,14 @@ def test_limits_drop_checkpoints_from_the_choice(run: Path, evaluation: Path, pr
         assert "every checkpoint fails a limit" in verdict["reason"]
     finally:
         (run / "choice.json").write_bytes(before)
+
+
+def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path, run: Path, tmp_path: Path) -> None:
+    folder, prompts = tmp_path / "copy", tmp_path / "claims.yaml"
+    shutil.copytree(evaluation, folder)
+    prompts.write_text(PROMPTS + CLAIMS)
+    evaluate(_arguments(run, prompts, folder, "--checkpoints", "all"))
+    claims = _result(folder)["claims"]
+    assert [claim["verdict"] for claim in claims] == ["confirmed", "contradicted"]
+    assert claims[0]["effect"].startswith("drift: run ")
+    assert "the first step is the last" in (folder / "index.html").read_text(encoding="utf-8")
