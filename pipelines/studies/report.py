@@ -37,8 +37,11 @@ def markdown(summary: Summary) -> str:
 
 
 def written(mean: SeedMean | None) -> str:
-    """Return a mean with its interval, or a dash."""
-    return "–" if mean is None else f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+    """Return a mean with its interval, no zero below zero; or a dash."""
+    if mean is None:
+        return "–"
+    value, low, high = (f"{round(number, 2) + 0.0:.2f}" for number in (mean.value, mean.low, mean.high))
+    return f"{value} [{low}, {high}]"
 
 
 def decisions(differences: Sequence[Difference], data: str) -> list[str]:

@@ -16,9 +16,9 @@ from data.errors import OutputError, SettingsError
 from finetune.core import settings as options
 from finetune.core.cli import load_settings
 from pipelines.evaluation.prompt_sets import read_prompt_file
-from pipelines.studies.report import html, markdown
+from pipelines.studies.report import html, markdown, written
 from pipelines.studies.study import SCRIPTS, Run, read_study
-from pipelines.studies.summary import MEASURES, differences_of, judged, seed_mean, summarise
+from pipelines.studies.summary import MEASURES, SeedMean, differences_of, judged, seed_mean, summarise
 from pipelines.studies.training import RECORD, Cost, RunFailed, TrainedRun, arguments, check_runs, train_all
 
 METHODS = {
@@ -254,6 +254,12 @@ def test_a_summary_has_a_row_for_each_method_with_its_cost(tmp_path: Path) -> No
     assert first.why["adherence"] == "one word"
     assert set(first.scores) == set(MEASURES)
     assert {(d.measure, d.higher) for d in summary.differences} == {("skill", "lora"), ("prior", "lora")}
+
+
+def test_no_zero_is_below_zero() -> None:
+    assert written(SeedMean(-0.001, -0.004, 0.001, 3)) == "0.00 [0.00, 0.00]"
+    assert written(SeedMean(-0.01, -0.02, 0.0, 3)) == "-0.01 [-0.02, 0.00]"
+    assert written(None) == "–"
 
 
 def test_claims_are_judged_by_the_trainings_and_shown(tmp_path: Path) -> None:
