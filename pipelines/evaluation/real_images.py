@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,8 @@ from data.errors import FilrougeError
 from pipelines.evaluation.states import AskedRun
 from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
 from pipelines.run_data import reopened
+
+MOST_OF_ONE = 8  # captions asked of a run whose images each have their own
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,31 @@ def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None,
 
 
 def captions_of(run: AskedRun) -> tuple[str, ...]:
-    """Return the prompts under which a run saw its images, from its manifest alone; () where nothing says it."""
+    """Return the prompts under which a run saw its images, from its manifest alone; () where nothing says it.
+
+    Captions that only one image has cannot be compared with anything: they are left out where others are shared, and
+    the first eight stand for all where none is.
+    """
     data = run.manifest.get("data", {})
     words = data.get("wording", {})
     if words:
         return tuple(dict.fromkeys(prompts[0] for prompts in words.values()))
-    cells = [cell["caption"] for cell in data.get("cells", ())]
-    return tuple(dict.fromkeys(cells or data.get("captions", ())))
+    if "cells" in data:  # each of many slices
+        return tuple(dict.fromkeys(cell["caption"] for cell in data["cells"]))
+    counts = _pictures_by_caption(run)
+    shared = tuple(caption for caption, count in counts.items() if count > 1)
+    return shared or tuple(counts)[:MOST_OF_ONE]
+
+
+def num_captions_left_out(run: AskedRun) -> int:
+    """Return how many captions of a run's pictures `captions_of` leaves out."""
+    known = set(captions_of(run))
+    return 0 if run.manifest.get("data", {}).get("wording") else len(_pictures_by_caption(run).keys() - known)
+
+
+def _pictures_by_caption(run: AskedRun) -> Counter[str]:
+    pictures = run.manifest.get("data", {}).get("training", ())
+    return Counter(picture["caption"] for picture in pictures if picture.get("caption"))
 
 
 def _groups(dataset: Any, num_images: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:

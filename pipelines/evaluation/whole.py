@@ -23,7 +23,7 @@ from pipelines.evaluation.grid import Asked, Sampling, asked_of
 from pipelines.evaluation.judging import Effort, judge
 from pipelines.evaluation.plan import Axes, Plan, make_plan
 from pipelines.evaluation.prompt_sets import Prompt, PromptFile
-from pipelines.evaluation.real_images import captions_of
+from pipelines.evaluation.real_images import captions_of, num_captions_left_out
 from pipelines.evaluation.states import AskedRun, State
 from pipelines.evaluation.store import ImageStore
 from pipelines.evaluation.workers import draw_in_processes, num_workers
@@ -231,6 +231,8 @@ def _statements(request: Request, plan: Plan, base: BaseModel) -> list[str]:
             found.append(f"{run.label}: has no checkpoints, so its result alone is evaluated.")
         if not captions_of(run):
             found.append(f"{run.label}: nothing says its captions, so it is not asked {{caption}}.")
+        if left_out := num_captions_left_out(run):
+            found.append(f"{run.label}: {left_out} captions of one image each are not asked in place of {{caption}}.")
     texts = [asked.text for asked in plan.asked]
     cut = [count for count in count_tokens_cut(base.components.tokenizer, texts) if count]
     if cut:

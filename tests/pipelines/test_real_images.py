@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
-from pipelines.evaluation.real_images import RealImages
+import numpy as np
+import pytest
+
+from pipelines.evaluation.real_images import MOST_OF_ONE, RealImages, captions_of, num_captions_left_out
+from pipelines.evaluation.states import AskedRun
 
 
 def _images(first: int, count: int) -> np.ndarray:
@@ -28,3 +33,31 @@ def test_too_few_to_say_anything_of_a_half_are_not_cut() -> None:
     training = {"a": _images(0, 30), "b": _images(0, 30)}
     assert RealImages(training, {"a": _images(0, 40), "b": _images(0, 19)}, None, False).halves() is None
     assert RealImages(training, {}, None, False).halves() is None
+
+
+def _of(*captions: str | None) -> list[dict[str, Any]]:
+    return [{"caption": caption, "file": f"{number}.png"} for number, caption in enumerate(captions)]
+
+
+@pytest.mark.parametrize(
+    ("data", "captions", "num_left_out"),
+    [
+        (
+            {"cells": [{"caption": "sf_dry sf_warp"}, {"caption": "sf_dry sf_weft"}]},
+            ("sf_dry sf_warp", "sf_dry sf_weft"),
+            0,
+        ),
+        ({"training": _of("dtd_zigzagged", "dtd_zigzagged")}, ("dtd_zigzagged",), 0),
+        ({"training": _of("a", "b", "a", None, "c"), "held_out": _of("d", "d")}, ("a",), 2),
+        ({"training": _of(*"abcdefghij")}, tuple("abcdefghij")[:MOST_OF_ONE], 2),
+        ({"training": _of("a", "a"), "wording": {"a": ["a <new>", "the <new>"]}}, ("a <new>",), 0),
+        ({}, (), 0),
+    ],
+    ids=["slices", "one class", "some of one", "all of one", "other words", "nothing said"],
+)
+def test_the_captions_of_a_run_stand_in_its_manifest(
+    data: dict[str, Any], captions: tuple[str, ...], num_left_out: int
+) -> None:
+    run = AskedRun(Path("run"), "run", {"data": data})
+    assert captions_of(run) == captions
+    assert num_captions_left_out(run) == num_left_out
