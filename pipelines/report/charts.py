@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-NUM_COLOURS = 6  # of the style sheet
+NUM_COLOURS = 8  # of the style sheet; beyond, a run's shape tells it from the one of the same colour
 LEVELS = ((0.0, "as the base"), (1.0, "as real images"))  # of a skill
 _WIDTH, _HEIGHT = 640, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 18, 50
@@ -235,13 +235,16 @@ def _marker(frame: _Frame, point: Point) -> str:
         lambda: f'<path d="M{x:.1f} {y - 7.5:.1f}l7.5 7.5l-7.5 7.5l-7.5 -7.5z"/>',
         lambda: f'<path d="M{x:.1f} {y + 7:.1f}l7 -12h-14z"/>',
         lambda: f'<path d="M{x - 6:.1f} {y - 2:.1f}h4v-4h4v4h4v4h-4v4h-4v-4h-4z"/>',
+        lambda: f'<path d="M{x - 3:.1f} {y - 6:.1f}h6l4 6l-4 6h-6l-4 -6z"/>',
+        lambda: f'<path d="M{x - 7:.1f} {y - 3:.1f}h14v6h-14z"/>',
+        lambda: f'<path d="M{x - 3:.1f} {y - 7:.1f}h6v14h-6z"/>',
     )
     ring = f'<circle class="chosen" cx="{x:.1f}" cy="{y:.1f}" r="11"/>' if point.is_chosen else ""
     said = (
         f"{point.label}: {point.y.value:.2f} [{point.y.low:.2f}, {point.y.high:.2f}] against "
         f"{point.x.value:.3g} [{point.x.low:.3g}, {point.x.high:.3g}]"
     )
-    shape = shapes[point.run % NUM_COLOURS]()
+    shape = shapes[point.run % len(shapes)]()
     if point.picture is None:
         return f'<g class="marker {colour}">{shape}{ring}<title>{escape(said)}</title></g>'
     return (

@@ -65,12 +65,12 @@ def html(study: Study, summary: Summary, pages: Mapping[str, str], provenance: M
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    colours = {method: number % NUM_COLOURS for number, method in enumerate(study.methods)}
+    numbers = {method: number for number, method in enumerate(study.methods)}
     sections = [
         {
             "data": data,
             "page": pages.get(data),
-            "chart": _chart([row for row in summary.rows if row.data == data], colours),
+            "chart": _chart([row for row in summary.rows if row.data == data], numbers),
             "rows": [row for row in summary.rows if row.data == data],
             "decisions": decisions(summary.differences, data),
         }
@@ -82,7 +82,7 @@ def html(study: Study, summary: Summary, pages: Mapping[str, str], provenance: M
         sections=sections,
         claims=summary.claims,
         measures=[(measure, KINDS[measure]) for measure in MEASURES],
-        colours=colours,
+        colours={method: number % NUM_COLOURS for method, number in numbers.items()},
         written=written,
         level=LEVEL,
         provenance=provenance,
@@ -90,10 +90,10 @@ def html(study: Study, summary: Summary, pages: Mapping[str, str], provenance: M
     )
 
 
-def _chart(rows: Sequence[Row], colours: Mapping[str, int]) -> Markup:
+def _chart(rows: Sequence[Row], numbers: Mapping[str, int]) -> Markup:
     """Return learning against forgetting, one point for each method that has both."""
     points = [
-        Point(row.method, colours[row.method], _value(prior), _value(skill))
+        Point(row.method, numbers[row.method], _value(prior), _value(skill))
         for row in rows
         if (skill := row.scores["skill"]) is not None and (prior := row.scores["prior"]) is not None
     ]

@@ -281,6 +281,17 @@ def test_a_trade_off_puts_better_models_higher_and_more_forgetful_ones_further_r
     assert "<i>" not in svg
 
 
+def test_runs_are_never_joined_and_no_two_of_nine_look_alike() -> None:
+    points = [Point(f"run {n}", n, Value(0.1 * n, 0, 1), Value(0.5, 0, 1)) for n in range(9)]
+    chart = str(trade_off(points, x_title="x", y_title="y"))
+    assert chart.count("<polyline") == 9
+    assert all(len(path.split()) == 1 for path in re.findall(r'<polyline[^>]*points="([^"]*)"', chart))
+    looks = re.findall(r'class="marker (run-\d)"><(\w+)', chart)
+    paths = re.findall(r'class="marker run-\d"><path d="M[\d.]+ [\d.]+([^"]*)"', chart)
+    assert len(looks) == 9
+    assert len(paths) == len(set(paths)) == 7  # and a circle and a square
+
+
 def test_a_wide_interval_does_not_flatten_a_chart() -> None:
     series = [Series("run", 0, ((1.0, Value(0.5, -50.0, 60.0)), (2.0, Value(1.0, 0.9, 1.1))))]
     svg = str(curves(series, x_title="step", y_title="skill", holds=(0.0, 1.0)))
