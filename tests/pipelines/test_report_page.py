@@ -311,6 +311,7 @@ def test_a_result_without_measures_is_a_page_of_images(store: ImageStore, tmp_pa
         profiles=(),
         cost=(),
         claims=(),
+        losses=(),
         held_out_ncc={},
     )
     text = write_page(bare, store, tmp_path / "bare.html").read_text("utf-8")

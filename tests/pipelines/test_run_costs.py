@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.evaluation.judging import taken
+from pipelines.evaluation.cost import taken
 
 
 def _session(**changed: object) -> str:

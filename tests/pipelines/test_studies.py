@@ -91,7 +91,7 @@ CLAIM = """claims:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[1, 2]", "found list, expected the keys prompts, tier, common, seeds"),
+        ("[1, 2]", "found list, expected the keys prompts, tier, num_inference_steps"),
         ("methods: {a: [", "not readable as YAML"),
         ("{}", "data: expected one or more names"),
         (GOOD.replace("prompts:", "prompt:"), "prompts: missing; expected a file of prompts"),
