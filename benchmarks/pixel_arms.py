@@ -37,7 +37,7 @@ from pipelines.diffusion.judgement import (
 from pipelines.diffusion.pictures import open_pictures
 from pipelines.metrics.colour import grey_distance
 from pipelines.metrics.distances import Estimate, bootstrap_interval
-from pipelines.metrics.estimates import difference, prompt_seed, sign, written
+from pipelines.metrics.estimates import difference, interval_text, prompt_seed, sign, written
 from pipelines.pixel_model import load_pixel_model
 from pipelines.sheets import Row, save_png, sheet
 from pipelines.studies.study import Run
@@ -210,7 +210,7 @@ def _line(name: str, found: Mapping[str, Any], above: str) -> str:
 def _interval(found: Mapping[str, Any] | None, digits: int) -> str:
     if found is None:
         return ""
-    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    return interval_text(found["value"], found["low"], found["high"], digits)
 
 
 def _train(arms: Sequence[str], seeds: Sequence[int], folder: Path, num_jobs: int) -> list[TrainedRun]:

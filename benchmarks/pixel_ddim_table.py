@@ -29,7 +29,7 @@ from pipelines.diffusion.cells import Cell, Cells
 from pipelines.diffusion.drawing import Way
 from pipelines.diffusion.judgement import RealPictures, by_kind, draw_in_turn, judged_together
 from pipelines.diffusion.pictures import open_pictures
-from pipelines.metrics.estimates import written
+from pipelines.metrics.estimates import interval_text, written
 from pipelines.pixel_model import PixelModel, load_pixel_model
 from pipelines.sheets import Row, save_png, sheet
 from pipelines.whole_files import write_json, write_text
@@ -123,7 +123,7 @@ def _grid(
 
 
 def _interval(found: Mapping[str, Any], digits: int) -> str:
-    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    return interval_text(found["value"], found["low"], found["high"], digits)
 
 
 def _cell(model: PixelModel, way: Way, real: RealPictures, num_images: int, batch_size: int) -> Cell:

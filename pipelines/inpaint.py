@@ -163,7 +163,9 @@ def _told(found: Mapping[str, Any]) -> str:
 
 
 def _interval(found: Mapping[str, Any], digits: int) -> str:
-    return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    from pipelines.metrics.estimates import interval_text
+
+    return interval_text(found["value"], found["low"], found["high"], digits)
 
 
 def _sheet(shown: Mapping[str, Mapping[str, np.ndarray]]) -> Any:

@@ -92,10 +92,16 @@ def _test(first: Quantity, second: Quantity, within: float | None) -> tuple[bool
     """Return whether the numbers lean towards the claim, and how likely they would lean as far by chance."""
     gap, error, freedom = first.mean - second.mean, math.hypot(first.error, second.error), _freedom(first, second)
     if within is None:
-        return gap > 0, 2 * _above(abs(gap), error, freedom)
+        return gap > 0, welch(first, second)
     inside = _above(within - abs(gap), error, freedom)
     outside = _above(abs(gap) - within, error, freedom)
     return inside < outside, min(1.0, 2 * min(inside, outside))
+
+
+def welch(first: Quantity, second: Quantity) -> float:
+    """Return the two-sided p-value of equal means (B. Welch, Biometrika 1947); without spread 1 if equal, else 0."""
+    error = math.hypot(first.error, second.error)
+    return 2 * _above(abs(first.mean - second.mean), error, _freedom(first, second))
 
 
 def _above(distance: float, error: float, freedom: float) -> float:

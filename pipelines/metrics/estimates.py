@@ -22,6 +22,12 @@ NUM_HALF_SAMPLES = 200
 Comparison = Literal["higher", "lower", "inconclusive", "no verdict"]
 
 
+def interval_text(value: float, low: float, high: float, digits: int = 2) -> str:
+    """Return a value with its interval as "0.52 [0.48, 0.55]", no zero below zero."""
+    first, second, third = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high))
+    return f"{first} [{second}, {third}]"
+
+
 def written(estimate: Estimate | None) -> dict[str, Any] | None:
     """Return an estimate as JSON can hold it: value, low, high (95 %), num_images, verdict; None where undefined."""
     if estimate is None:

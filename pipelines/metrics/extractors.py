@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from data.errors import SettingsError
+from pipelines.fingerprints import weights_fingerprint
 from pipelines.metrics.inputs import checked_pictures
 from pipelines.metrics.texstat import TexStat, size_for
 
@@ -86,7 +86,7 @@ class VisionNetwork:
         except (OSError, ValueError, KeyError) as error:
             raise SettingsError(str(folder), f"cannot be read as a vision network: {_first_line(error)}") from None
         self._network.requires_grad_(False).eval()
-        self.extractor_id = f"{kind}-{_fingerprint(self._network)}-{self._preparation.size_px}px"
+        self.extractor_id = f"{kind}-{weights_fingerprint(self._network)[:12]}-{self._preparation.size_px}px"
 
     def extract(self, pictures: np.ndarray) -> np.ndarray:
         """Return features, float64 (N, D): CLIP's projected image embedding, DINOv2's class token."""
@@ -161,15 +161,6 @@ def _cached(hub_id: str, name: str) -> Path:
             f"found no folder of this name and no copy of {hub_id} in the local cache. "
             f"Fetch it where there is a network (hf download {hub_id}), or give a folder.",
         ) from None
-
-
-def _fingerprint(network: nn.Module) -> str:
-    """Return a hash of all weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _first_line(error: Exception) -> str:

@@ -7,13 +7,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.evaluation.result import KINDS, Confusion, Curve, Model, Profile, Result, Score
+from pipelines.evaluation.result import KINDS, Confusion, Curve, HeldOutLoss, Model, Profile, Result, Score
+from pipelines.metrics.estimates import interval_text
 from pipelines.report.charts import NUM_COLOURS, Point, Series, Value, curves, interval_bar, trade_off
 from pipelines.report.words import Key, attribute, label, svg_label
 
 PAIRS_SHOWN = 12  # most drifted pairs of each ring and model
 _UNITS = ("step", "image_visits", "epochs")
 _COURSES: Mapping[str, tuple[float, ...]] = {"skill": (0.0, 1.0), "drift": (0.0,), "copy_auc": (0.5,)}
+
+_Stop = tuple[str, Model | HeldOutLoss, Value]  # a run, where in its training, and what was measured there
 
 
 def run_numbers(result: Result) -> dict[str, int]:
@@ -90,31 +93,34 @@ def trade_off_chart(result: Result, pictures: Mapping[int, int]) -> Markup | Non
 
 def figures(value: Value) -> str:
     """Return a value with its interval, in words."""
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    return interval_text(value.value, value.low, value.high)
 
 
 def course(result: Result) -> list[dict[str, Any]]:
-    """Return, for each measure along checkpoints, its chart against every unit of x; none with one state a run."""
-    found = []
+    """Return, for each measure along training, its chart against every unit of x; none with one value a run."""
+    along: list[tuple[str, str, tuple[float, ...], list[_Stop]]] = []
     for name, holds in _COURSES.items():
-        charts = {unit: _course(result, name, unit, holds) for unit in _UNITS}
+        stops: list[_Stop] = [
+            (model.run, model, value)
+            for number, model in states(result)
+            if model.weight == 1.0 and (value := interval_of(result.scores_of(number).get(name))) is not None
+        ]
+        along.append((f"course.{name}", f"kind.{name}", holds, stops))
+    losses: list[_Stop] = [(loss.run, loss, Value(loss.value, loss.value, loss.value)) for loss in result.losses]
+    along.append(("course.loss", "axis.loss", (), losses))
+    found = []
+    for title, y_title, holds, stops in along:
+        charts = {unit: _course(result, stops, y_title, unit, holds) for unit in _UNITS}
         if charts["step"] is not None:
-            found.append({"title": f"course.{name}", "charts": charts})
-    losses = {unit: _losses(result, unit) for unit in _UNITS}
-    if losses["step"] is not None:
-        found.append({"title": "course.loss", "charts": losses})
+            found.append({"title": title, "charts": charts})
     return found
 
 
-def _losses(result: Result, unit: str) -> Markup | None:
-    """Return the loss of held-out images along each run that measured it more than once."""
+def _course(result: Result, stops: Sequence[_Stop], y_title: str, unit: str, holds: tuple[float, ...]) -> Markup | None:
+    """Return a line for each run with two values or more; None where no run has them."""
     series = []
     for run, number in run_numbers(result).items():
-        points = []
-        for loss in result.losses:
-            x = {"step": loss.step, "image_visits": loss.image_visits, "epochs": loss.epochs}[unit]
-            if loss.run == run and x is not None:
-                points.append((float(x), Value(loss.value, loss.value, loss.value)))
+        points = [(x, value) for of, at, value in stops if of == run and (x := _along(at, unit)) is not None]
         if len(points) > 1:
             series.append(Series(run, number, tuple(points), _marks(result, run, unit)))
     if not series:
@@ -122,34 +128,14 @@ def _losses(result: Result, unit: str) -> Markup | None:
     return curves(
         series,
         x_title=svg_label(f"axis.{unit}"),
-        y_title=svg_label("axis.loss"),
-        alt=attribute("aria-label", "chart.alt", x=Key(f"axis.{unit}"), y=Key("axis.loss")),
-    )
-
-
-def _course(result: Result, name: str, unit: str, holds: tuple[float, ...]) -> Markup | None:
-    series = []
-    for run, number in run_numbers(result).items():
-        points = []
-        for place, model in states(result):
-            x, value = _along(model, unit), interval_of(result.scores_of(place).get(name))
-            if model.run == run and model.weight == 1.0 and x is not None and value is not None:
-                points.append((x, value))
-        if len(points) > 1:
-            series.append(Series(run, number, tuple(points), _marks(result, run, unit)))
-    if not series:
-        return None
-    return curves(
-        series,
-        x_title=svg_label(f"axis.{unit}"),
-        y_title=svg_label(f"kind.{name}"),
+        y_title=svg_label(y_title),
         holds=holds,
-        alt=attribute("aria-label", "chart.alt", x=Key(f"axis.{unit}"), y=Key(f"kind.{name}")),
+        alt=attribute("aria-label", "chart.alt", x=Key(f"axis.{unit}"), y=Key(y_title)),
     )
 
 
-def _along(model: Model, unit: str) -> float | None:
-    x = {"step": model.step, "image_visits": model.image_visits, "epochs": model.epochs}[unit]
+def _along(at: Model | HeldOutLoss, unit: str) -> float | None:
+    x = {"step": at.step, "image_visits": at.image_visits, "epochs": at.epochs}[unit]
     return None if x is None else float(x)
 
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.evaluation.result import KINDS
+from pipelines.metrics.estimates import interval_text
 from pipelines.report.charts import NUM_COLOURS, Point, Value, trade_off
 from pipelines.studies.study import Study
 from pipelines.studies.summary import LEVEL, MEASURES, Difference, Row, SeedMean, Summary
@@ -40,8 +41,7 @@ def written(mean: SeedMean | None) -> str:
     """Return a mean with its interval, no zero below zero; or a dash."""
     if mean is None:
         return "–"
-    value, low, high = (f"{round(number, 2) + 0.0:.2f}" for number in (mean.value, mean.low, mean.high))
-    return f"{value} [{low}, {high}]"
+    return interval_text(mean.value, mean.low, mean.high)
 
 
 def decisions(differences: Sequence[Difference], data: str) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from pipelines.evaluation.asked_claims import AskedClaim
-from pipelines.evaluation.claims import Quantity, judge_claims
+from pipelines.evaluation.claims import Quantity, judge_claims, welch
 from pipelines.evaluation.result import Claim
 from pipelines.metrics.fidelity import holm
 from pipelines.studies.training import Cost, TrainedRun
@@ -169,23 +169,17 @@ def differences_of(data: str, measure: str, values: Mapping[str, Sequence[float]
     Source: B. Welch, "The generalization of Student's problem when several different population variances are
     involved", Biometrika 1947; `holm`.
     """
-    known = {method: np.asarray(found, dtype=np.float64) for method, found in values.items() if len(found) > 1}
+    means = {method: Quantity.of_values(found) for method, found in values.items()}
+    known = {method: mean for method, mean in means.items() if mean is not None}
     pairs = list(combinations(known, 2))
-    raw = {f"{a}\n{b}": _welch(known[a], known[b]) for a, b in pairs}
+    raw = {f"{a}\n{b}": welch(known[a], known[b]) for a, b in pairs}
     adjusted = holm(raw)
     found = []
     for a, b in pairs:
-        higher, lower = (a, b) if known[a].mean() >= known[b].mean() else (b, a)
-        gap = float(known[higher].mean() - known[lower].mean())
+        higher, lower = (a, b) if known[a].mean >= known[b].mean else (b, a)
+        gap = known[higher].mean - known[lower].mean
         found.append(Difference(data, measure, higher, lower, gap, adjusted[f"{a}\n{b}"]))
     return found
-
-
-def _welch(a: np.ndarray, b: np.ndarray) -> float:
-    if a.var() == 0 and b.var() == 0:  # the statistic is 0 / 0, or infinite
-        return 1.0 if a.mean() == b.mean() else 0.0
-    of_a, of_b = ((each.mean(), each.std(ddof=1), len(each)) for each in (a, b))
-    return float(stats.ttest_ind_from_stats(*of_a, *of_b, equal_var=False).pvalue)
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
