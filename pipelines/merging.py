@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from data.errors import SettingsError
 from pipelines.adapters import load_adapter
@@ -47,3 +49,25 @@ def merge(components: Components, adapters: Sequence[tuple[Path, float]]) -> Sta
         raise SettingsError(names, f"cannot be merged: {error}. Choose smaller weights.") from None
     pipeline.unload_lora_weights()
     return pipeline
+
+
+@torch.no_grad()
+def merge_in_place(pipeline: StableDiffusionPipeline) -> Callable[[], None]:
+    """Add a pipeline's adapters into the weights of its own layers, so that it draws as fast as without them.
+
+    The sums are those of `merge`, finite or not. Returns what takes the adapters out again, which leaves the weights
+    bit for bit as they were; neither factors nor strengths may change before. Takes the memory of the adapted layers
+    a second time.
+    """
+    parts = (pipeline.unet, pipeline.text_encoder)
+    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.merge()
+
+    def take_out() -> None:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+    return take_out

@@ -16,13 +16,16 @@ from pathlib import Path
 import psutil
 import torch
 
+from data.freed_memory import keep_freed_memory
 from pipelines.evaluation.bases import BaseModel, BaseNeed
 from pipelines.evaluation.drawing import Drawing, Keyed
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
 
-IMAGES_WORTH_A_PROCESS = 64  # it takes some ten seconds to start, in which it draws nothing
+IMAGES_WORTH_A_PROCESS = 64  # the first ones take some ten seconds to start
 _OVERHEAD_BYTES = 1.5e9  # of a process without a model: interpreter, libraries, activations
+# a process that has imported everything once, of which the others are copies, where the system has such
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _drawing: Drawing | None = None  # of a worker's process
 
 
@@ -53,9 +56,11 @@ def draw_in_processes(
     """
     needs = {label: base.need for label, base in bases.items()}
     threads = max(1, torch.get_num_threads() // num_processes)
+    context = multiprocessing.get_context(_METHOD)
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(
         num_processes,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=_begin,
         initargs=(needs, dict(runs), folder, size_px, threads),
     ) as pool:
@@ -74,6 +79,7 @@ def _begin(
 ) -> None:
     global _drawing
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     torch.set_num_threads(threads)
     bases = {label: BaseModel.load(label, need, "cpu") for label, need in needs.items()}
     _drawing = Drawing(ImageStore(folder), bases, runs, size_px=size_px, device="cpu")

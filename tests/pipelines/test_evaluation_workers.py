@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -97,17 +98,13 @@ def test_no_process_outlives_a_killed_one(tiny_base_dir: Path, tmp_path: Path) -
     )
     try:
         assert _eventually(lambda: len(list(folder.rglob("*.png"))) >= 4, 120)
-        workers = _children(process.pid)
+        workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) >= 2
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert _eventually(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)
+    assert _eventually(lambda: not any(worker.is_running() for worker in workers), 20)
     assert len(list(folder.rglob("*.png"))) < 200
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _eventually(holds: Callable[[], bool], seconds: float) -> bool:

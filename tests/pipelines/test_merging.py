@@ -19,7 +19,7 @@ from pipelines import merge_adapters
 from pipelines.adapters import export_lora
 from pipelines.components import Components, load_components
 from pipelines.embeddings import export_embeddings
-from pipelines.merging import combine, merge
+from pipelines.merging import combine, merge, merge_in_place
 
 PARTS = ("unet", "text_encoder")
 
@@ -121,6 +121,25 @@ def test_merged_weight_in_closed_form(base: Components, both: Path, pictures: Pa
     merged = merge(base, [(both, 0.25), (pictures, -2.0)])
     torch.testing.assert_close(merged.unet.get_submodule(layer).weight, expected)
     assert torch.equal(merged.unet.conv_in.weight, base.unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("names", [["both"], ["magnitudes", "both"]], ids=str)
+def test_adapters_merged_in_place_are_taken_out_bit_for_bit(
+    names: list[str], base: Components, request: pytest.FixtureRequest
+) -> None:
+    pipeline = combine(load_components(base.name), [(request.getfixturevalue(name), 0.7) for name in names])
+    weights = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+    beside = outputs(pipeline)
+    for _ in range(2):
+        take_out = merge_in_place(pipeline)
+        moved = [name for name, tensor in pipeline.unet.state_dict().items() if not torch.equal(tensor, weights[name])]
+        assert len(moved) > 10
+        assert all(name.endswith("base_layer.weight") for name in moved)
+        for found, expected in zip(outputs(pipeline), beside, strict=True):
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+        take_out()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in pipeline.unet.state_dict().items())
+        assert all(torch.equal(a, b) for a, b in zip(outputs(pipeline), beside, strict=True))
 
 
 def test_weights_that_are_not_finite_are_refused(base: Components, tmp_path: Path) -> None:
