@@ -38,7 +38,7 @@ class Copies:
             for place, question in reversed(list(enumerate(plan.asked)))
             if run in question.caption_of
         }
-        return Copies(TrainingImages(training), tuple(keep_real(store, training)), held_out, asked)
+        return Copies(TrainingImages(training), tuple(keep_beside(store, training, "real")), held_out, asked)
 
     @cached_property
     def held_out_matches(self) -> list[float]:
@@ -53,9 +53,22 @@ class Copies:
         return copying(np.concatenate(drawn), self.index, self.held_out, seed=seed)
 
     def worst(
-        self, found: Copying, subject: Subject, images: Images, plan: Plan, model: int, limit: int
+        self,
+        found: Copying,
+        subject: Subject,
+        images: Images,
+        plan: Plan,
+        model: int,
+        limit: int,
+        store: ImageStore,
     ) -> list[Copied]:
-        """Return the generated images most like a training image, the most similar first."""
+        """Return the generated images most like a training image, the most similar first.
+
+        Their differences from it are put into the store.
+        """
+        drawn = np.concatenate([images.pictures(subject, place) for place in self.asked.values()])
+        worst = found.worst[:limit]
+        differences = np.stack([self.index.difference(drawn[match.image], match) for match in worst])
         cells = [
             cell for place in self.asked.values() for cell in images.cells.get((subject.arm, subject.place, place), [])
         ]
@@ -66,12 +79,13 @@ class Copies:
                 cells[match.image].seed,
                 plan.key(cells[match.image]),
                 self.training_keys[match.training],
+                difference,
                 float(match.ncc),
                 match.pose,
                 match.shift_px,
                 match.image in found.flagged,
             )
-            for match in found.worst[:limit]
+            for match, difference in zip(worst, keep_beside(store, differences, "difference"), strict=True)
         ]
 
 
@@ -87,12 +101,12 @@ def copying_scores(found: Copying | None) -> dict[str, Score]:
     }
 
 
-def keep_real(store: ImageStore, pictures: np.ndarray) -> list[str]:
-    """Keep real images, float32 (N, H, W, 3) in [0, 1], beside the drawn ones, and return their keys."""
+def keep_beside(store: ImageStore, pictures: np.ndarray, what: str) -> list[str]:
+    """Keep other images, float32 (N, H, W, 3) in [0, 1], beside the drawn ones, and return their keys."""
     keys = []
     for picture in np.rint(pictures * 255).astype(np.uint8):
-        key = hashlib.sha256(f"real {picture.shape}".encode() + picture.tobytes()).hexdigest()[:40]
+        key = hashlib.sha256(f"{what} {picture.shape}".encode() + picture.tobytes()).hexdigest()[:40]
         if not store.has(key):
-            store.keep(key, picture, {"model": "real"})
+            store.keep(key, picture, {"model": what})
         keys.append(key)
     return keys

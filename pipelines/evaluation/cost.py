@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ from safetensors import safe_open
 
 from pipelines.evaluation.states import AskedRun
 
+SKILL = 0.8  # to which the time is told
 COST = "cost.jsonl"  # in a run's folder: a line for each session of its training
 
 
-def cost_of(run: AskedRun) -> dict[str, str]:
-    """Return what a run took in titled values: its training, its size, and what it ran on."""
+def cost_of(run: AskedRun, skills: Mapping[int, float]) -> dict[str, str]:
+    """Return what a run took in titled values: its training, its size, what it ran on, and when it had learnt.
+
+    skills: of its measured states by step, for the time to a skill of SKILL.
+    """
     row = {"run": run.label, "method": run.method or "unknown"}
     steps, per_step = run.last_step, run.images_per_step
     if steps is not None:
@@ -30,7 +35,19 @@ def cost_of(run: AskedRun) -> dict[str, str]:
     trained = _num_trained(run)
     if trained is not None:
         row["trained parameters"] = f"{trained:,}"
-    return row | taken(run.path / COST)
+    row |= taken(run.path / COST)
+    if skills and steps:
+        row[f"skill of {SKILL}"] = reached(skills, steps, row.get("training, min"))
+    return row
+
+
+def reached(skills: Mapping[int, float], last_step: int, minutes: str | None) -> str:
+    """Return after how many steps the first measured state has a skill of SKILL, and after what part of the minutes."""
+    step = min((step for step, skill in skills.items() if skill >= SKILL), default=None)
+    if step is None:
+        return f"not by step {max(skills):,}"
+    taken_by_then = "" if minutes is None else f", {float(minutes) * step / last_step:.1f} min"
+    return f"by step {step:,}{taken_by_then}"
 
 
 def taken(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluation.copies import Copies, copying_scores, keep_real
+from pipelines.evaluation.copies import Copies, copying_scores, keep_beside
 from pipelines.evaluation.cost import cost_of
 from pipelines.evaluation.drawing import count_tokens_cut
 from pipelines.evaluation.grid import Arm
@@ -154,10 +154,20 @@ def judge(
             for run in plan.runs.values()
             for step, loss in run.held_out_losses.items()
         ),
-        cost=tuple(cost_of(run) for run in plan.runs.values()),
+        cost=tuple(cost_of(run, _skills(run, shown, found.measured)) for run in plan.runs.values()),
         statements=tuple(found.statements),
         provenance=dict(provenance) | {"extractor": images.extractor.extractor_id},
     )
+
+
+def _skills(run: AskedRun, models: Sequence[Model], measured: Sequence[Measured]) -> dict[int, float]:
+    """Return the skill of a run's states at full strength by step, under the first sampler."""
+    return {
+        step: value
+        for each in measured
+        if models[each.model].run == run.label and each.sampling == 0 and models[each.model].weight == 1
+        if (step := models[each.model].step) is not None and (value := each.scores["skill"].value) is not None
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +280,9 @@ def _show_result(
     """Keep the nearest copies, the confusions, the profiles and the physical descriptors of a run's result."""
     number, real, learning = context.models[subject.arm], reference.real, reference.learning
     if copied is not None and reference.copies is not None:
-        found.copied += reference.copies.worst(copied, subject, context.images, context.plan, number, NUM_COPIES)
+        found.copied += reference.copies.worst(
+            copied, subject, context.images, context.plan, number, NUM_COPIES, context.store
+        )
     if learning is None or real is None:
         return
     named = confusion(subject, reference.seen, learning, number, seed=context.seed)
@@ -368,7 +380,7 @@ def _real_pictures(run: AskedRun, real: RealImages, model: int, context: _Contex
             continue
         seeds = asked.prompt.seeds or context.plan.axes.seeds
         spread = images[np.linspace(0, len(images) - 1, min(len(seeds), len(images))).round().astype(int)]
-        keys = keep_real(context.store, spread)
+        keys = keep_beside(context.store, spread, "real")
         found += [Picture(model, number, 0, seed, key) for seed, key in zip(seeds, keys, strict=False)]
     return found
 

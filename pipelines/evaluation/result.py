@@ -175,13 +175,17 @@ class Drifted:
 
 @dataclass(frozen=True)
 class Copied:
-    """A generated image and the training image most like it. ncc: their correlation, at most 1."""
+    """A generated image and the training image most like it. ncc: their correlation, at most 1.
+
+    difference_key: the picture of their difference, where the training image is moved and mirrored to fit.
+    """
 
     model: int
     prompt: int
     seed: int
     key: str
     training_key: str
+    difference_key: str
     ncc: float
     pose: str
     shift_px: tuple[int, int]

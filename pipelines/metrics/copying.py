@@ -39,6 +39,11 @@ class Pose:
         turned = np.rot90(images, self.quarter_turns, axes=(1, 2))
         return turned[:, :, ::-1] if self.mirrored else turned
 
+    def undone(self, images: np.ndarray) -> np.ndarray:
+        """Return posed images (N, H, W, ...) as they were before."""
+        turned = images[:, :, ::-1] if self.mirrored else images
+        return np.rot90(turned, -self.quarter_turns, axes=(1, 2))
+
 
 AS_IT_IS = Pose("as it is", 0, False)
 FLIPS = (
@@ -133,6 +138,20 @@ class TrainingImages:
             if progress is not None:
                 progress(1)
         return matches
+
+    def difference(self, picture: np.ndarray, match: Match) -> np.ndarray:
+        """Return how far a picture (H, W, 3) is from its match, moved and mirrored as it was found, in the same shape.
+
+        0 where the two are the same, 1 where they are opposite, and where the moved training image does not reach.
+        """
+        rows, columns = self.pictures.shape[1:3]
+        down, right = match.shift_px
+        moved = np.full_like(picture, np.nan)
+        moved[max(0, down) : rows + down, max(0, right) : columns + right] = self.pictures[
+            match.training, max(0, -down) : rows - down, max(0, -right) : columns - right
+        ]
+        pose = next(pose for pose in self.poses if pose.name == match.pose)
+        return np.nan_to_num(np.abs(picture - pose.undone(moved[None])[0]), nan=1.0)
 
     def _match(self, number: int, grey: np.ndarray) -> Match:
         """grey: (H, W) of the image at this place."""

@@ -176,15 +176,19 @@ _PAIRS = {
     "copies": ("Nearest training images", "Images d'entraînement les plus proches"),
     "copies.nav": ("Copies", "Copies"),
     "copies.note": (
-        "The generated images most like a training image, at their best shift and flip; ncc is 1 for a copy.",
+        "The generated images most like a training image, at their best shift and flip; ncc is 1 for a copy. "
+        "The difference is black where both are the same, and white where the moved training image does not reach.",
         "Les images générées qui ressemblent le plus à une image d'entraînement, au meilleur décalage et "
-        "retournement ; ncc vaut 1 pour une copie.",
+        "retournement ; ncc vaut 1 pour une copie. La différence est noire là où les deux sont pareilles, et blanche "
+        "là où l'image d'entraînement décalée n'arrive pas.",
     ),
     "copies.held_out": (
         "Held-out real images of {run} reach {most} at most, {middle} in the middle.",
         "Les images réelles mises de côté de {run} atteignent {most} au plus, {middle} au milieu.",
     ),
     "copies.training": ("training", "entraînement"),
+    "copies.difference": ("difference", "différence"),
+    "copies.difference.alt": ("how far the two differ", "l'écart entre les deux"),
     "copies.nearest": ("the training image nearest to it", "l'image d'entraînement la plus proche"),
     "copies.caption": (
         "{prompt} · seed {seed} · ncc {ncc} · {pose}, moved by {shift} px",

@@ -293,6 +293,7 @@
           const parts = [
             [each.key, say("generated"), say("pair.alt", { which: { t: "generated" }, prompt: text })],
             [each.training_key, say("copies.training"), say("copies.nearest")],
+            [each.difference_key, say("copies.difference"), say("copies.difference.alt")],
           ];
           const found = { prompt: text, seed: each.seed, ncc: each.ncc.toFixed(2), pose: each.pose, shift: each.shift_px.join(", ") };
           const caption = say("copies.caption", found);

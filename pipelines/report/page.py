@@ -39,7 +39,7 @@ def write_page(result: Result, store: ImageStore, path: Path) -> Path:
     """
     pairs = {"drifted": panels.drifted_pairs(result), "copied": [vars(copy) for copy in result.copied]}
     peeks = panels.peeks(result)
-    shown = [key for pair in pairs["copied"] for key in (pair["key"], pair["training_key"])]
+    shown = [key for pair in pairs["copied"] for key in (pair["key"], pair["training_key"], pair["difference_key"])]
     shown += [key for pair in pairs["drifted"] for key in (pair["base_key"], pair["key"])]
     shown += peeks.values()
     pictures = encoded(store, chosen_keys(result, shown))

@@ -67,7 +67,7 @@ def script_data(
             for pair in panels["drifted"]
         ],
         "copied": [
-            {**pair, "training_key": reference(pair["training_key"]), "key": reference(pair["key"])}
+            {**pair, **{name: reference(pair[name]) for name in ("key", "training_key", "difference_key")}}
             for pair in panels["copied"]
         ],
         "files": files,

@@ -74,6 +74,10 @@ def test_a_copy_is_found_in_its_pose_and_at_its_place(pose: Pose) -> None:
     assert [match.shift_px for match in found] == [(-6, 9)] * 2
     overlap = (64 - 6) * (64 - 9) / 64**2
     assert all(overlap - 0.2 < match.ncc <= 1 for match in found)
+    for copy, match in zip(posed(moved, undone), found, strict=True):
+        difference = posed(training.difference(copy, match)[None], pose)[0]
+        assert difference[:58, 9:].max() < 1e-6
+        assert difference[58:].min() == difference[:, :9].min() == 1
 
 
 def test_exact_copies_have_a_correlation_of_one_and_a_symmetric_image_is_told_as_it_is() -> None:

@@ -123,7 +123,9 @@ def _result() -> Result:
             for prompt in (1, 2)
             for seed in SEEDS
         ),
-        copied=(Copied(2, 0, 1, key_of(2, 0, 1), key_of(4, 0, 0), 0.93, "as it is", (0, 3), flagged=True),),
+        copied=(
+            Copied(2, 0, 1, key_of(2, 0, 1), key_of(4, 0, 0), key_of(4, 0, 1), 0.93, "as it is", (0, 3), flagged=True),
+        ),
         held_out_ncc={EVIL: (0.2, 0.4, 0.6)},
         losses=tuple(HeldOutLoss("lora", step, 8 * step, 0.15 * step, 1 / step) for step in (5, 10, 20)),
         described=(Described(2, 0, "pitch", "tow pitch", "um", 400.0, 410.0, 1.2, 0.9, 1.6, "near"),),
@@ -217,12 +219,12 @@ def test_each_picture_is_in_the_page_once(page: Path) -> None:
 def test_a_page_takes_so_many_pictures_and_names_the_files_of_the_others(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_pictures, "MOST_PICTURES", 20)
+    monkeypatch.setattr(page_pictures, "MOST_PICTURES", 21)
     page = write_page(_result(), store, tmp_path / "small.html")
     data = _data(page)
-    assert len(data["pictures"]) == 20
-    assert len(data["files"]) == 31
-    assert "20 of them are in this page" in page.read_text("utf-8")
+    assert len(data["pictures"]) == 21
+    assert len(data["files"]) == 30
+    assert "21 of them are in this page" in page.read_text("utf-8")
     # what a panel shows comes first, then every model's first seed
     assert all(isinstance(pair["key"], int) for pair in data["drifted"] + data["copied"])
 
@@ -374,7 +376,7 @@ def test_a_mark_shows_an_image_of_what_its_model_learnt(page: Path) -> None:
 def test_a_mark_without_an_image_in_the_page_shows_none(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_pictures, "MOST_PICTURES", 21)
+    monkeypatch.setattr(page_pictures, "MOST_PICTURES", 22)
     text = write_page(_result(), store, tmp_path / "one.html").read_text("utf-8")
     assert len(re.findall(r'data-peek="\d', text)) == 1
 
@@ -496,6 +498,7 @@ def test_forgetting_and_copies_are_shown_in_pairs(tab: Any) -> None:
     tab.select_option("#drift-ring", "1")
     assert tab.locator("#drifted .pair").count() == 0
     assert "ncc 0.93" in tab.locator("#copied figcaption").inner_text()
+    assert tab.locator("#copied .pair span").all_inner_texts() == ["generated", "training", "difference"]
 
 
 def test_the_course_is_shown_along_another_unit(tab: Any) -> None:

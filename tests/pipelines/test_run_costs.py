@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.evaluation.cost import taken
+from pipelines.evaluation.cost import reached, taken
 
 
 def _session(**changed: object) -> str:
@@ -40,3 +40,10 @@ def test_a_run_without_a_readable_record_says_nothing(tmp_path: Path) -> None:
     for content in ("", "{", '{"seconds": 1}\n'):
         (tmp_path / "cost.jsonl").write_text(content)
         assert taken(tmp_path / "cost.jsonl") == {}
+
+
+def test_the_time_to_a_skill_is_that_of_the_first_state_that_has_it() -> None:
+    skills = {100: 0.5, 200: 0.81, 300: 0.79, 400: 0.9}
+    assert reached(skills, 400, "6.0") == "by step 200, 3.0 min"
+    assert reached(skills, 400, None) == "by step 200"
+    assert reached({100: 0.5, 300: 0.79}, 300, "6.0") == "not by step 300"
