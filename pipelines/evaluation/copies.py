@@ -14,43 +14,72 @@ from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages
 from pipelines.evaluation.result import Copied, Score
 from pipelines.evaluation.store import ImageStore
-from pipelines.metrics.copying import Copying, TrainingImages, copying
+from pipelines.metrics.copying import Copying, Match, TrainingImages, calibrated, comparer_id
 
 
 @dataclass(frozen=True, eq=False)
-class Copies:
-    """The training images of a run, ready to be searched, and the held-out ones that calibrate it, by caption."""
+class Search:
+    """Training images, ready to be searched, their keys in the store, and the held-out images that calibrate it."""
 
     index: TrainingImages
     training_keys: tuple[str, ...]
     held_out: np.ndarray
+
+    @cached_property
+    def held_out_matches(self) -> list[Match]:
+        """The training image most like each held-out image: the same for all models of these training images."""
+        return self.index.nearest(self.held_out) if len(self.held_out) else []
+
+
+class Searches:
+    """The search of each set of real images, made once for all runs that learnt from them."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self._known: dict[tuple[tuple[str, ...], str], Search] = {}
+
+    def of(self, real: RealImages) -> Search:
+        """Return the search of real images; the training images are kept in the store, to be shown."""
+        training = np.concatenate(list(real.training.values()))
+        held_out = np.concatenate([*real.held_out.values(), np.empty((0, *training.shape[1:]), np.float32)])
+        keys = tuple(keep_beside(self._store, training, "real"))
+        name = keys, hashlib.sha256(held_out.tobytes()).hexdigest()
+        if name not in self._known:
+            self._known[name] = Search(TrainingImages(training), keys, held_out)
+        return self._known[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """The search of a run's training images. asked: the captions that were asked, with their place in the plan."""
+
+    search: Search
     asked: Mapping[str, int]
 
     @staticmethod
-    def of(run: str, plan: Plan, real: RealImages, store: ImageStore) -> Copies | None:
+    def of(run: str, plan: Plan, real: RealImages, searches: Searches) -> Copies | None:
         """Return it; None where the sizes differ, so that nothing can be compared pixel by pixel."""
-        training = np.concatenate(list(real.training.values()))
-        if training.shape[1:3] != (plan.axes.size_px,) * 2:
+        if next(iter(real.training.values())).shape[1:3] != (plan.axes.size_px,) * 2:
             return None
-        held_out = np.concatenate([*real.held_out.values(), np.empty((0, *training.shape[1:]), np.float32)])
         asked = {
             question.text: place
             for place, question in reversed(list(enumerate(plan.asked)))
             if run in question.caption_of
         }
-        return Copies(TrainingImages(training), tuple(keep_beside(store, training, "real")), held_out, asked)
-
-    @cached_property
-    def held_out_matches(self) -> list[float]:
-        """The greatest correlation of every held-out image with a training image."""
-        return [match.ncc for match in self.index.nearest(self.held_out)] if len(self.held_out) else []
+        return Copies(searches.of(real), asked)
 
     def measure(self, subject: Subject, images: Images, *, seed: int) -> Copying | None:
         """Return how near a model's images of its captions are to the training images; None where it was asked none."""
         drawn = [images.pictures(subject, place) for place in self.asked.values()]
         if not sum(map(len, drawn)):
             return None
-        return copying(np.concatenate(drawn), self.index, self.held_out, seed=seed)
+        return calibrated(
+            self.search.index.nearest(np.concatenate(drawn)),
+            self.search.held_out_matches,
+            num_training=len(self.search.index),
+            comparer_id=comparer_id(self.search.index),
+            seed=seed,
+        )
 
     def worst(
         self,
@@ -68,7 +97,7 @@ class Copies:
         """
         drawn = np.concatenate([images.pictures(subject, place) for place in self.asked.values()])
         worst = found.worst[:limit]
-        differences = np.stack([self.index.difference(drawn[match.image], match) for match in worst])
+        differences = np.stack([self.search.index.difference(drawn[match.image], match) for match in worst])
         cells = [
             cell for place in self.asked.values() for cell in images.cells.get((subject.arm, subject.place, place), [])
         ]
@@ -78,7 +107,7 @@ class Copies:
                 cells[match.image].asked,
                 cells[match.image].seed,
                 plan.key(cells[match.image]),
-                self.training_keys[match.training],
+                self.search.training_keys[match.training],
                 difference,
                 float(match.ncc),
                 match.pose,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluation.copies import Copies, copying_scores, keep_beside
+from pipelines.evaluation.copies import Copies, Searches, copying_scores, keep_beside
 from pipelines.evaluation.cost import cost_of
 from pipelines.evaluation.drawing import count_tokens_cut
 from pipelines.evaluation.grid import Arm
@@ -85,6 +85,7 @@ class _Context:
 
     plan: Plan
     store: ImageStore
+    searches: Searches
     images: Images
     models: Mapping[Arm, int]
     opener: PipelineOpener
@@ -117,7 +118,7 @@ def judge(
     models = {arm: number for number, arm in enumerate(plan.arms)}
     images = Images(plan, store, extractor)
     opener = PipelineOpener(plan.bases, plan.runs, device)
-    context = _Context(plan, store, images, models, opener, effort, limits, seed, progress)
+    context = _Context(plan, store, Searches(store), images, models, opener, effort, limits, seed, progress)
     found = _Found(statements=list(statements))
     shown = [_model(plan, arm) for arm in plan.arms]
     pictures = [Picture(models[cell.arm], cell.asked, cell.place, cell.seed, plan.key(cell)) for cell in plan.cells]
@@ -201,13 +202,13 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
             f"{run.label}: none of its captions ({', '.join(real.captions)}) is asked, so what it learnt is not "
             "measured. Write {caption} into the prompt file."
         )
-    copies = Copies.of(run.label, plan, real, context.store)
+    copies = Copies.of(run.label, plan, real, context.searches)
     if copies is None:
         found.statements.append(
             f"{run.label}: images are not of the size of its training images: copying is not measured."
         )
-    elif copies.held_out_matches:
-        found.held_out_ncc[run.label] = tuple(float(ncc) for ncc in copies.held_out_matches)
+    elif copies.search.held_out_matches:
+        found.held_out_ncc[run.label] = tuple(float(match.ncc) for match in copies.search.held_out_matches)
     return _Reference(run, reported, seen, learning, choosing, copies)
 
 
