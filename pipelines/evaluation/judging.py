@@ -21,6 +21,7 @@ from pipelines.evaluation.measuring import (
     confusion,
     described,
     learning_scores,
+    lying_between,
     mean_skill,
     profiles,
 )
@@ -28,6 +29,7 @@ from pipelines.evaluation.opener import PipelineOpener, result_first
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages, open_real_images
 from pipelines.evaluation.result import (
+    Between,
     Confusion,
     Copied,
     Described,
@@ -72,6 +74,7 @@ class _Found:
     copied: list[Copied] = field(default_factory=list)
     described: list[Described] = field(default_factory=list)
     confusions: list[Confusion] = field(default_factory=list)
+    between: list[Between] = field(default_factory=list)
     profiles: list[Profile] = field(default_factory=list)
     held_out_ncc: dict[str, tuple[float, ...]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -149,6 +152,7 @@ def judge(
         held_out_ncc=found.held_out_ncc,
         described=tuple(found.described),
         confusions=tuple(found.confusions),
+        between=tuple(found.between),
         profiles=tuple(found.profiles),
         losses=tuple(
             HeldOutLoss(run.label, step, *run.visits(step), loss)
@@ -286,6 +290,9 @@ def _show_result(
         )
     if learning is None or real is None:
         return
+    placed, missing = lying_between(subject, reference.seen, context.plan.asked, real, number, seed=context.seed)
+    found.between += placed
+    found.statements += [f"{reference.run.label}: {each}" for each in missing]
     named = confusion(subject, reference.seen, learning, number, seed=context.seed)
     found.confusions += [] if named is None else [named]
     curves, left_out = profiles(subject, reference.seen, learning, real, number, seed=context.seed)

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from data.errors import DataError
-from pipelines.evaluation.grid import Arm, Cell
+from pipelines.evaluation.grid import Arm, Asked, Cell
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages
-from pipelines.evaluation.result import Confusion, Curve, Described, Profile, Score
+from pipelines.evaluation.result import Between, Confusion, Curve, Described, Profile, Score
 from pipelines.evaluation.store import ImageStore
 from pipelines.metrics.adherence import Adherence, Head, Labelled, adherence, class_coverage, fit_head
 from pipelines.metrics.coverage import coverage
@@ -22,6 +22,7 @@ from pipelines.metrics.diversity import pairwise_distance, vendi_ratio
 from pipelines.metrics.estimates import mean_over_prompts, prompt_seed, ratio
 from pipelines.metrics.extractors import Extractor
 from pipelines.metrics.fidelity import IN_WORDS, Fidelity, fidelity
+from pipelines.metrics.interpolation import interpolation
 from pipelines.metrics.slices import compare_slices
 from pipelines.metrics.spectra import Band, Tone, radial_spectrum, tone_histogram
 
@@ -282,6 +283,38 @@ def described(
                 )
             )
     return found, ""
+
+
+def lying_between(
+    subject: Subject, images: Images, asked: Sequence[Asked], real: RealImages, model: int, *, seed: int
+) -> tuple[list[Between], list[str]]:
+    """Return where a model's images lie of prompts that say between what; and what cannot be placed, in words."""
+    found, missing = [], []
+    for place, question in enumerate(asked):
+        if question.prompt.between is None or len(images.pictures(subject, place)) < 2:
+            continue
+        pair = question.prompt.between
+        known = [[group[caption] for group in (real.training, real.held_out) if caption in group] for caption in pair]
+        lacking = [caption for caption, each in zip(pair, known, strict=True) if sum(map(len, each)) < 2]
+        if lacking:
+            missing.append(f"{question.text!r} is not placed: there are no real images of {' and '.join(lacking)}.")
+            continue
+        one, other = (images.extractor.extract(np.concatenate(each)) for each in known)
+        measured = interpolation(images.features(subject, place), one, other, seed=seed)
+        if measured is None:
+            missing.append(f"{question.text!r} is not placed: real images of {' and '.join(pair)} do not differ.")
+            continue
+        found.append(
+            Between(
+                model,
+                place,
+                *pair,
+                Score.of(measured.share, images.extractor.extractor_id, measured.words),
+                Score.of(measured.residual, images.extractor.extractor_id),
+                (_numbers(measured.one), _numbers(measured.generated), _numbers(measured.other)),
+            )
+        )
+    return found, missing
 
 
 def profiles(

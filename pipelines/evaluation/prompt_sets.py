@@ -6,6 +6,8 @@ sets:
     - "{caption}"                       # the captions of each run, in its own words
     - prompt: sf_dry sf_warp
       seeds: 0-3                        # and negative_prompt, num_inference_steps, guidance_scale
+    - prompt: sf_compacted              # not seen in training: where does it lie between two captions that were?
+      between: [sf_dry_compacted, sf_injected]
     - template: a {colour} {concept}
       over: {colour: [red, blue]}
       concepts: [sf_dry]                # {concept}: every caption of these concepts
@@ -47,6 +49,7 @@ _ENTRY_KEYS = (
     "seeds",
     "num_inference_steps",
     "guidance_scale",
+    "between",
 )
 _NAME = re.compile(r"[\w-][\w .-]{0,39}")
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -57,7 +60,8 @@ _Number = TypeVar("_Number", int, float)
 class Prompt:
     """A prompt, where it stands, and what it says of its own drawing; None is as the command line says.
 
-    group: the name of its set or ring. ring: 0, 1, 2 from near to far, None outside the rings.
+    group: the name of its set or ring. ring: 0, 1, 2 from near to far, None outside the rings. between: two captions
+    between whose real images its images are placed.
     """
 
     text: str
@@ -67,6 +71,7 @@ class Prompt:
     seeds: tuple[int, ...] | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    between: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ def _entry(entry: object, where: str, group: Prompt, problems: list[str]) -> lis
         seeds=_seeds(entry, where, problems),
         num_inference_steps=_number(entry, "num_inference_steps", where, problems, int),
         guidance_scale=_number(entry, "guidance_scale", where, problems, float),
+        between=_between(entry, where, problems),
     )
     return [] if len(problems) > before else [replace(prompt, text=text.strip()) for text in texts]
 
@@ -269,6 +275,19 @@ def _seeds(entry: Mapping[Any, Any], where: str, problems: list[str]) -> tuple[i
     except SettingsError as error:
         problems += [f"{where}.seeds: {problem}" for problem in error.problems]
         return None
+
+
+def _between(entry: Mapping[Any, Any], where: str, problems: list[str]) -> tuple[str, str] | None:
+    found = entry.get("between")
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(one, str) and one.strip() for one in found):
+        problems.append(f"{where}.between: found {_shown(found)}, expected two captions.")
+        return None
+    one, other = (str(caption).strip() for caption in found)
+    if one == other:
+        problems.append(f"{where}.between: found {one!r} twice, expected two captions that differ.")
+    return one, other
 
 
 def _number(entry: Mapping[Any, Any], key: str, where: str, problems: list[str], kind: type[_Number]) -> _Number | None:

@@ -227,6 +227,23 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Between:
+    """Where a model's images of a prompt lie between the real images of two captions.
+
+    share: 0 at the one, 1 at the other. residual: from the line, in standard deviations of one real image. places:
+    along the line, of each image of the one, of the model, and of the other.
+    """
+
+    model: int
+    prompt: int
+    one: str
+    other: str
+    share: Score
+    residual: Score
+    places: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Curve:
     """A mean over images with its 95 % band, by the x of its profile."""
 
@@ -309,6 +326,7 @@ class Result:
     held_out_ncc: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     described: tuple[Described, ...] = ()
     confusions: tuple[Confusion, ...] = ()
+    between: tuple[Between, ...] = ()
     profiles: tuple[Profile, ...] = ()
     losses: tuple[HeldOutLoss, ...] = ()
     cost: tuple[Mapping[str, str], ...] = ()

@@ -58,6 +58,16 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Single values in a row of their own. run: as of a Series. mean: with its interval; None shows none."""
+
+    label: str
+    run: int | None
+    values: tuple[float, ...]
+    mean: Value | None = None
+
+
+@dataclass(frozen=True)
 class _Frame:
     """Where the numbers of a chart lie on the paper."""
 
@@ -140,6 +150,31 @@ def curves(
     return _svg(parts, width, height, alt or _alt(f"{y_title} along {x_title}"))
 
 
+def strips(rows: Sequence[Strip], *, x_title: str, holds: tuple[float, ...] = (), alt: Markup | None = None) -> Markup:
+    """Return a row of strokes for each set of values, on one axis. holds: values where a line stands in all rows."""
+    row_height = 54
+    width, height = 420, _TOP + len(rows) * row_height + _BOTTOM
+    xs = [Value(x, x, x) for row in rows for x in row.values]
+    frame = _Frame(*_range(xs, holds), 0, 1, width, height)
+    bottom = height - _BOTTOM
+    parts = [_x_axis(frame, x_title)]
+    for x in holds:
+        parts.append(f'<line class="level" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{_TOP}" y2="{bottom}"/>')
+    for number, row in enumerate(rows):
+        top = _TOP + number * row_height
+        colour = "run-real" if row.run is None else f"run-{row.run % NUM_COLOURS}"
+        strokes = "".join(f"M{frame.x(x):.1f} {top + 20}v16" for x in row.values)
+        parts.append(f'<text class="tick" x="6" y="{top + 12}">{escape(row.label)}</text>')
+        parts.append(f'<path class="strokes {colour}" d="{strokes}"/>')
+        if row.mean is not None:
+            x, low, high = (frame.x(each) for each in (row.mean.value, row.mean.low, row.mean.high))
+            parts.append(
+                f'<line class="span {colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{top + 44}" y2="{top + 44}"/>'
+            )
+            parts.append(f'<circle class="dot {colour}" cx="{x:.1f}" cy="{top + 44}" r="4"/>')
+    return _svg(parts, width, height, alt or _alt(x_title))
+
+
 def interval_bar(value: Value, *, low: float, high: float, neutral: float | None) -> Markup:
     """Return a small bar of an interval between two ends, with a tick at the neutral value."""
     width = 120
@@ -190,20 +225,26 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def _axes(frame: _Frame, x_title: str, y_title: str) -> str:
     bottom, right = frame.height - _BOTTOM, frame.width - _RIGHT
+    parts = [_x_axis(frame, x_title)]
+    for y in ticks(frame.y_low, frame.y_high):
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{frame.y(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
+    parts.append(
+        f'<text class="title" transform="translate(14 {(_TOP + bottom) / 2:.0f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_title)}</text>'
+    )
+    return "".join(parts)
+
+
+def _x_axis(frame: _Frame, x_title: str) -> str:
+    bottom, right = frame.height - _BOTTOM, frame.width - _RIGHT
     parts = []
     for x in ticks(frame.x_low, frame.x_high, 6 if frame.width > 500 else 4):
         parts.append(f'<line class="grid" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{_TOP}" y2="{bottom}"/>')
         parts.append(f'<text class="tick" x="{frame.x(x):.1f}" y="{bottom + 16}" text-anchor="middle">{x:g}</text>')
-    for y in ticks(frame.y_low, frame.y_high):
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{frame.y(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
     middle = (_LEFT + right) / 2
     parts.append(
         f'<text class="title" x="{middle:.0f}" y="{frame.height - 12}" text-anchor="middle">{escape(x_title)}</text>'
-    )
-    parts.append(
-        f'<text class="title" transform="translate(14 {(_TOP + bottom) / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_title)}</text>'
     )
     return "".join(parts)
 

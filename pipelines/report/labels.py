@@ -224,6 +224,26 @@ _WHOLE = {
     "classes.asked": ("asked ↓ named →", "demandé ↓ nommé →"),
     "classes.real": ("real, right", "réel, juste"),
     "classes.of": ("{right} of {images}", "{right} sur {images}"),
+    "between": ("Between two captions", "Entre deux légendes"),
+    "between.nav": ("Between", "Entre"),
+    "between.note": (
+        "Images of a prompt beside the real images of two captions, along the line from the middle of the one (0) to "
+        "the middle of the other (1). A stroke is an image; the point is their middle with its 95 % interval.",
+        "Les images d'un prompt à côté des images réelles de deux légendes, le long de la droite qui va du milieu de "
+        "l'une (0) au milieu de l'autre (1). Un trait est une image ; le point est leur milieu, avec son intervalle à "
+        "95 %.",
+    ),
+    "between.numbers": (
+        "{share} of the way from {one} to {other}, and {residual} standard deviations of a real image beside the line; "
+        "{images} images.",
+        "à {share} du chemin de {one} à {other}, et à {residual} écarts-types d'une image réelle de la droite ; "
+        "{images} images.",
+    ),
+    "between.x": ("place along the line", "place sur la droite"),
+    "between.alt": (
+        "images of {prompt} between real images of {one} and {other}",
+        "images de {prompt} entre les images réelles de {one} et de {other}",
+    ),
     "profiles": ("Spectra and tones", "Spectres et tons"),
     "profiles.nav": ("Spectra", "Spectres"),
     "profiles.note": (

@@ -61,6 +61,7 @@ def write_page(result: Result, store: ImageStore, path: Path) -> Path:
             rings=RINGS,
             diversity=panels.diversity(result),
             confusions=panels.confusions(result),
+            between=panels.between(result),
             profiles=panels.profile_charts(result),
             described=panels.descriptors(result),
             held_out_ncc=result.held_out_ncc,

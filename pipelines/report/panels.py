@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.evaluation.result import KINDS, Confusion, Curve, HeldOutLoss, Model, Profile, Result, Score
+from pipelines.evaluation.result import KINDS, Between, Confusion, Curve, HeldOutLoss, Model, Profile, Result, Score
 from pipelines.metrics.estimates import interval_text
-from pipelines.report.charts import NUM_COLOURS, Point, Series, Value, curves, interval_bar, trade_off
+from pipelines.report.charts import NUM_COLOURS, Point, Series, Strip, Value, curves, interval_bar, strips, trade_off
 from pipelines.report.words import Key, attribute, label, svg_label
 
 PAIRS_SHOWN = 12  # most drifted pairs of each ring and model
@@ -237,6 +237,45 @@ def _shaded(counts: Sequence[int], place: int) -> list[dict[str, Any]]:
         {"count": count, "percent": round(100 * count / total), "is_right": column == place}
         for column, count in enumerate(counts)
     ]
+
+
+def between(result: Result) -> list[dict[str, Any]]:
+    """Return where images lie between the real images of two captions, each with its chart."""
+    return [
+        {
+            "model": result.models[one.model].label,
+            "colour": run_colour(result, one.model),
+            "prompt": result.prompts[one.prompt].text,
+            "words": one.share.words,
+            "numbers": label(
+                "between.numbers",
+                one=one.one,
+                other=one.other,
+                share=_with_interval(one.share),
+                residual=_with_interval(one.residual),
+                images=len(one.places[1]),
+            ),
+            "chart": _between_chart(result, one),
+        }
+        for one in result.between
+    ]
+
+
+def _between_chart(result: Result, one: Between) -> Markup:
+    first, drawn, second = one.places
+    prompt = result.prompts[one.prompt].text
+    rows = [
+        Strip(one.one, None, first),
+        Strip(prompt, run_numbers(result).get(result.models[one.model].run, 0), drawn, interval_of(one.share)),
+        Strip(one.other, None, second),
+    ]
+    alt = attribute("aria-label", "between.alt", prompt=prompt, one=one.one, other=one.other)
+    return strips(rows, x_title=svg_label("between.x"), holds=(0.0, 1.0), alt=alt)
+
+
+def _with_interval(score: Score) -> str:
+    found = interval_of(score)
+    return "–" if found is None else figures(found)
 
 
 def profile_charts(result: Result) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipelines.evaluation.grid import Arm
+from pipelines.evaluation.grid import Arm, Asked
 from pipelines.evaluation.measuring import (
     Images,
     Learning,
@@ -16,8 +16,10 @@ from pipelines.evaluation.measuring import (
     class_coverage_score,
     confusion,
     learning_scores,
+    lying_between,
     profiles,
 )
+from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.real_images import RealImages
 from pipelines.evaluation.states import State
 
@@ -123,6 +125,23 @@ def test_class_coverage_stands_beside_that_of_the_base(drawn: Drawn) -> None:
     assert score.num_images == 24
     both = class_coverage_score(BASE, drawn, learning(real()), CLASS_WORDS[:1], seed=0)["class_coverage"]
     assert both.floor == both.value == 0
+
+
+def test_images_are_placed_between_the_real_images_of_two_captions() -> None:
+    """Of 24 images, 18 red and 6 green: a quarter of the way from red to green."""
+    mixed = np.concatenate([of_colour(RED, 18, 5), of_colour(GREEN, 6, 6)])
+    drawn = Drawn({(TUNED, 0): mixed, (TUNED, 1): mixed, (TUNED, 2): mixed, (TUNED, 3): mixed[:0]})
+    asked = [
+        Asked(text, text, Prompt(text, "s", between=between), None, frozenset())
+        for text, between in (("a", (RED, GREEN)), ("b", (RED, "a blue one")), ("c", None), ("d", (RED, GREEN)))
+    ]
+    (found,), missing = lying_between(TUNED, drawn, asked, real(), 4, seed=0)
+    assert (found.model, found.prompt, found.one, found.other) == (4, 0, RED, GREEN)
+    assert found.share.value == pytest.approx(0.25, abs=0.03)
+    assert found.share.words == "between the two; nearer to the first"
+    assert found.share.num_images == COUNT
+    assert [len(each) for each in found.places] == [2 * COUNT, COUNT, 2 * COUNT]
+    assert missing == ["'b' is not placed: there are no real images of a blue one."]
 
 
 def test_one_caption_has_no_classes_to_tell_apart(drawn: Drawn) -> None:

@@ -39,6 +39,7 @@ sets:
   learnt:
     - "{caption}"
     - {prompt: a slice, negative_prompt: "", seeds: 3-5, num_inference_steps: 40, guidance_scale: 0}
+    - {prompt: between, between: [one, " other"]}
 rings:
   unrelated: [a horse]
   class: [a texture]
@@ -48,6 +49,7 @@ rings:
     assert file.prompts == (
         Prompt("{caption}", "learnt", negative="blurry"),
         Prompt("a slice", "learnt", seeds=(3, 4, 5), num_inference_steps=40, guidance_scale=0.0),
+        Prompt("between", "learnt", negative="blurry", between=("one", "other")),
         Prompt("a horse", "unrelated", 2, "blurry"),
         Prompt("a texture", "class", 0, "blurry"),
     )
@@ -100,6 +102,9 @@ def test_braces_of_a_plain_prompt_are_kept(tmp_path: Path) -> None:
         ("sets: {a: [{prompt: x, guidance_scale: -1}]}", ("guidance_scale: found -1",)),
         ("sets: {a: [{prompt: x, guidance_scale: .inf}]}", ("guidance_scale: found inf",)),
         ("sets: {a: [{prompt: x, guidance_scale: true}]}", ("guidance_scale: found True",)),
+        ("sets: {a: [{prompt: x, between: [y]}]}", ("sets.a[0].between: found ['y'], expected two captions",)),
+        ("sets: {a: [{prompt: x, between: [y, 3]}]}", ("expected two captions",)),
+        ("sets: {a: [{prompt: x, between: [y, y]}]}", ("found 'y' twice",)),
         ("sets: {a: [{prompt: x, over: {b: [c]}}]}", ("Write template",)),
         ("sets: {a: [{template: 'x {b}'}]}", ("{b} has no words",)),
         ("sets: {a: [{template: x, over: {b: [c]}}]}", ("holds no {b}",)),

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.evaluation.result import (
+    Between,
     Claim,
     Confusion,
     Copied,
@@ -129,6 +130,17 @@ def _result() -> Result:
         held_out_ncc={EVIL: (0.2, 0.4, 0.6)},
         losses=tuple(HeldOutLoss("lora", step, 8 * step, 0.15 * step, 1 / step) for step in (5, 10, 20)),
         described=(Described(2, 0, "pitch", "tow pitch", "um", 400.0, 410.0, 1.2, 0.9, 1.6, "near"),),
+        between=(
+            Between(
+                2,
+                0,
+                "sf_dry",
+                EVIL,
+                Score(0.3, 0.2, 0.4, 12, "TexStat-v1", "between the two"),
+                Score(0.5, 0.1, 0.9, 12, "TexStat-v1"),
+                ((-0.1, 0.1), (0.2, 0.4), (0.9, 1.1)),
+            ),
+        ),
         confusions=(
             Confusion(
                 2,
@@ -355,6 +367,22 @@ def test_diversity_is_a_row_of_bars_for_each_model(page: Path) -> None:
     # from 0 at 2 to 1.2 at 118: the neutral 1 lies at 98.7, the value at 89
     assert 'class="neutral" x1="98.7"' in table
     assert table.count('cx="89.0"') == 3
+
+
+def test_images_lie_between_two_captions(page: Path) -> None:
+    panel = page.read_text("utf-8").partition('id="between"')[2].partition("</section>")[0]
+    assert "lora @20 · sf_dry sf_warp: " in panel
+    assert "between the two" in panel
+    assert "0.30 [0.20, 0.40] of the way from sf_dry to &lt;" in panel
+    strokes = re.findall(r'class="strokes (run-\w+)" d="M([\d.]+) [\d.]+v16M([\d.]+)', panel)
+    assert [colour for colour, *_ in strokes] == ["run-real", "run-0", "run-real"]
+    first, drawn, second = ([float(x) for x in places] for _, *places in strokes)
+    zero, one = (float(x) for x in re.findall(r'class="level" x1="([\d.]+)"', panel))
+    assert sum(first) / 2 == pytest.approx(zero, abs=0.1)
+    assert sum(second) / 2 == pytest.approx(one, abs=0.1)
+    assert sum(drawn) / 2 == pytest.approx(zero + 0.3 * (one - zero), abs=0.1)
+    (dot,) = re.findall(r'class="dot run-0" cx="([\d.]+)"', panel)
+    assert float(dot) == pytest.approx(zero + 0.3 * (one - zero), abs=0.1)
 
 
 def test_real_images_are_dashed_beside_generated_ones(page: Path) -> None:
