@@ -464,7 +464,7 @@ class UNetSettings(Settings):
         default=None, description="channels of the pictures, 1 or 3; none: 1 for slices and digits, else 3"
     )
     normalize: bool = Field(
-        default=True, description="pixels in [-1, 1]; without it they stay in [0, 1], which draws pale pictures"
+        default=True, description="pixels in [-1, 1]; without it they stay in [0, 1]; diffusers draws those pale"
     )
     class_conditional: bool = Field(default=False, description="tell the model the caption of each picture, as a label")
     proportion_empty_labels: float = Field(
