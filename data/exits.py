@@ -1,4 +1,4 @@
-"""How a script ends: a user's mistake in one message and its exit code, a defect of ours with its traceback."""
+"""How a script runs and ends: a user's mistake in one message and its exit code, a defect of ours with its traceback."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from data.errors import DiskError, FilrougeError, OutOfMemoryError, SettingsError
+from data.freed_memory import keep_freed_memory
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -45,12 +46,13 @@ def above_zero(text: str) -> float:
 
 
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:
-    """Call a script's main and return its exit code.
+    """Call a script's main, with freed memory kept for what comes next, and return its exit code.
 
     What a user can mend is printed in one message on standard error and gives the codes of `data/errors.py`, an
     interruption gives 130; any other exception is a defect of ours and passes through with its traceback. memory_hints:
     what to write for less memory, asked for when memory did not suffice.
     """
+    keep_freed_memory()
     try:
         main()
     except KeyboardInterrupt:

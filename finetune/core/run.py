@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped
-from data.freed_memory import keep_freed_memory
 from data.splits import manifest_hash
 from finetune.core import files
 from finetune.core.boards import Board, open_board
@@ -49,7 +48,6 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
 
     default_dir: the run folder where --output_dir is not given, below `runs/`.
     """
-    keep_freed_memory()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     require(settings)

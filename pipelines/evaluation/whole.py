@@ -16,7 +16,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm import tqdm
 
 from data.errors import SettingsError, nearest
-from data.freed_memory import keep_freed_memory
 from pipelines.evaluation.bases import BaseModel, load_bases
 from pipelines.evaluation.claims import claimed, judge_claims
 from pipelines.evaluation.drawing import Drawing, batches, count_tokens_cut, described, parse_schedulers
@@ -97,7 +96,6 @@ def evaluate(request: Request) -> Path | None:
 
     Raises SettingsError, DataError or OutputError for what cannot be evaluated, before anything is drawn.
     """
-    keep_freed_memory()
     schedulers = parse_schedulers(request.schedulers)
     process = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)])
     tier = TIERS[request.tier]
