@@ -1,4 +1,4 @@
-"""How a script runs and ends: a user's mistake in one message and its exit code, a defect of ours with its traceback."""
+"""How a script runs and ends: a user's mistake in one message and its exit code, our own defects with a traceback."""
 
 from __future__ import annotations
 
