@@ -183,6 +183,20 @@ def test_the_spectral_distance_of_a_doubled_power_is_3_db():
     assert log_spectral_distance_db(2 * power, power)[0] == pytest.approx(10 * math.log10(2), rel=1e-5)
 
 
+def test_the_number_of_slices_changes_neither_level_nor_distance():
+    """White noise of variance 0.01 is at -20 dB, however many slices there are of it."""
+    rng = np.random.default_rng(3)
+    train, held_out, generated = (0.5 + 0.1 * rng.standard_normal((count, 32, 32)) for count in (24, 96, 12))
+    for name in ("spectrum_weave", "spectrum_texture", "spectrum_noise"):
+        found = compare_slices(train, held_out, generated, UM_PER_PX)[name]
+        assert found.value_real == pytest.approx(-20, abs=0.5)
+        assert found.value_generated == pytest.approx(-20, abs=0.5)
+        assert found.distance.value < 0.7
+        assert found.floor.value < 0.7
+        same = compare_slices(held_out, held_out, np.concatenate(3 * [held_out]), UM_PER_PX)[name]
+        assert same.distance.value == pytest.approx(0, abs=1e-9)
+
+
 def test_an_image_without_noise_is_compared_at_the_level_of_8_bits():
     """Power that no picture file holds does not count: the distance of nothing to nothing is 0, not infinite."""
     nothing, next_to_nothing = np.zeros((1, 5)), np.full((1, 5), 1e-12)

@@ -183,10 +183,15 @@ def _distance(
     """Return a distance of two sets of slices, statistics (n, K) and (m, K), with draws whose mean is the value."""
 
     def statistic(reference_counts: np.ndarray, other_counts: np.ndarray) -> np.ndarray:
-        return scale * distance(reference_counts @ reference, other_counts @ other)
+        return scale * distance(_mean(reference_counts, reference), _mean(other_counts, other))
 
     estimate = bootstrap_interval(statistic, (len(reference), len(other)), seed=seed)
     if np.isnan(estimate.draws).all():
         return estimate
     shift = np.nanmean(estimate.draws) - estimate.value
     return replace(estimate, draws=np.clip(estimate.draws - shift, 0, None))
+
+
+def _mean(counts: np.ndarray, statistic: np.ndarray) -> np.ndarray:
+    """Return the means (R, K) of a statistic (n, K) under counts (R, n)."""
+    return np.asarray(counts @ statistic / counts.sum(1, keepdims=True))

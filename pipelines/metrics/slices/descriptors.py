@@ -108,7 +108,7 @@ class SliceDescriptors:
 class Descriptor:
     """One figure of a set of slices, and a distance of two sets in the same unit.
 
-    statistic: what it is made from. value, distance: of statistics summed over slices, (R, K) -> (R,), lengths in px.
+    statistic: what it is made from. value, distance: of statistics averaged over slices, (R, K) -> (R,), lengths in px.
     smallest_floor: a difference between real sets that a new specimen of the same material may have; see
     `comparison`. In the unit of the descriptor, but for lengths as a share of the real value. why_not: what it means
     where there is no distance.
@@ -128,7 +128,7 @@ class Descriptor:
         statistic = self.statistic(slices)
         if isinstance(statistic, Unmeasured):
             return None
-        return finite(float(self.value(statistic.sum(0)[None])[0]) * self.scale_of(slices))
+        return finite(float(self.value(statistic.mean(0)[None])[0]) * self.scale_of(slices))
 
     def unit_of(self, slices: SliceDescriptors) -> str:
         """Return the unit of the value; that of a length depends on what is known of the slices."""
@@ -182,7 +182,7 @@ def _chords(tows: np.ndarray | Unmeasured, phase: bool) -> Statistic:
 
 
 def _mean_position(step: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda sums: pooled.mean_of(sums, step * np.arange(sums.shape[1]))
+    return lambda means: pooled.mean_of(means, step * np.arange(means.shape[1]))
 
 
 def _earth_movers(step: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

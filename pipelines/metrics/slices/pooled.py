@@ -1,7 +1,7 @@
 """Values of pooled statistics, and distances of two of them.
 
-Every function takes statistics that are summed over the slices of a set, one row for each resample, (R, K), and returns
-R values. Sums need not be normalised.
+Every function takes statistics that are averaged over the slices of a set, one row for each resample, (R, K), and
+returns R values. Histograms need not be normalised.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is counted in each slice: histograms and curves (N, K) whose sums over slices describe a set of them.
+"""What is counted in each slice: histograms and curves (N, K) whose means over slices describe a set of them.
 
 Slices are float (N, row, column) in [0, 1] of the volume's window. Nothing here knows a physical size: lengths are in
 px, frequencies in cycles per px.
