@@ -171,7 +171,8 @@ def _skills(run: AskedRun, models: Sequence[Model], measured: Sequence[Measured]
         step: value
         for each in measured
         if models[each.model].run == run.label and each.sampling == 0 and models[each.model].weight == 1
-        if (step := models[each.model].step) is not None and (value := each.scores["skill"].value) is not None
+        if (step := models[each.model].step) is not None
+        if "skill" in each.scores and (value := each.scores["skill"].value) is not None
     }
 
 
