@@ -95,12 +95,14 @@ class Copies:
 
         Their differences from it are put into the store.
         """
-        drawn = np.concatenate([images.pictures(subject, place) for place in self.asked.values()])
-        worst = found.worst[:limit]
-        differences = np.stack([self.search.index.difference(drawn[match.image], match) for match in worst])
         cells = [
             cell for place in self.asked.values() for cell in images.cells.get((subject.arm, subject.place, place), [])
         ]
+        worst = found.worst[:limit]
+        drawn = store.read_all(plan.key(cells[match.image]) for match in worst).astype(np.float32) / 255
+        differences = np.stack(
+            [self.search.index.difference(picture, match) for picture, match in zip(drawn, worst, strict=True)]
+        )
         return [
             Copied(
                 model,
