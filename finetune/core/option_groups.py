@@ -215,7 +215,7 @@ class OptimiseSettings(Settings):
     dataloader_num_workers: int = Field(
         default=0, ge=0, description="processes that read images; 0: the training process"
     )
-    num_threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; none: torch's own choice")
+    num_threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; none: all cores")
 
     def contradictions(self) -> list[str]:
         """Return what disagrees about the length of the run and the course of the learning rate."""

@@ -27,6 +27,7 @@ from finetune.core.loop import train
 from finetune.core.method import Method
 from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
+from finetune.core.threads import use_threads
 from finetune.core.tracking import Tracker
 
 Settings = TypeVar("Settings", bound=LoopSettings)
@@ -48,10 +49,9 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
 
     default_dir: the run folder where --output_dir is not given, below `runs/`.
     """
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
     require(settings)
     accelerator = Accelerator(mixed_precision=_mixed_precision(settings), gradient_accumulation_steps=1)
+    use_threads(settings.num_threads, accelerator.device)
     run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
     resume = settings.resume_from_checkpoint is not None
     if settings.dry_run:

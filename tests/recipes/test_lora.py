@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from data.tif.writer import write_stack
+from finetune.core.threads import num_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -155,6 +156,15 @@ def test_accelerate_launch_is_the_same_job(command: list[str], tmp_path: Path) -
     launched = _run(["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml", *command])
     assert (plain.returncode, launched.returncode) == (0, 0), launched.stderr
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
+
+
+def test_accelerate_launch_leaves_no_core_idle(command: list[str]) -> None:
+    """Without a configuration the launcher gives a run one thread of however many cores."""
+    at = command.index("--num_threads")
+    untold = [*command[:at], *command[at + 2 :]]
+    planned = _run(["-m", "accelerate.commands.launch", *untold, "--dry_run"])
+    assert planned.returncode == 0, planned.stderr
+    assert f"precision no, {num_cores()} threads" in planned.stdout
 
 
 def test_two_processes_train_the_same_adapter_as_one(command: list[str], tmp_path: Path) -> None:
