@@ -5,14 +5,15 @@ BIN := .venv/bin
 DEMO := runs/demo
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint bench swatch
+.PHONY: help environment demo test lint bench swatch
 
 help:
-	@echo "make demo    environment, then: learn a woven composite from a 3D volume, and look at it"
-	@echo "make test    environment, then the test suite"
-	@echo "make lint    ruff and mypy"
-	@echo "make bench   speed and memory, as ratios"
-	@echo "make swatch  train the embedded base model again (hours)"
+	@echo "make demo         environment, then: learn a woven composite from a 3D volume, and look at it"
+	@echo "make test         environment, then the test suite"
+	@echo "make environment  Python packages in .venv"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        speed and memory, as ratios"
+	@echo "make swatch       train the embedded base model again (hours)"
 
 # torch first and from its own pin: another release would bring gigabytes of CUDA libraries
 .venv/installed: pyproject.toml constraints.txt
@@ -21,6 +22,8 @@ help:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+environment: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml finetune/lora.py --concept sf_dry \

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.environment import DATA_VARIABLE, data_root
-from data.errors import DataError, OutputError, SettingsError
+from data.errors import DataError, SettingsError
 from data.exits import Parser, above_zero, at_least, exit_code, positive
+from data.output_folders import refuse_unwritable
 
 if TYPE_CHECKING:
     from data.checks.report import Report
@@ -99,12 +100,7 @@ def _subject(arguments: argparse.Namespace) -> str:
 
 
 def _output_folder(arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.output_dir or Path(f"check-{_subject(arguments)}")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(
-            str(folder), "is a file, expected a folder for check.html and check.json. Choose another one."
-        )
-    return folder
+    return refuse_unwritable(arguments.output_dir or Path(f"check-{_subject(arguments)}"))
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -30,6 +30,7 @@ from data.splits import BlockSplit, split_volume, whole_block
 from data.transforms import allowed_flips, crop, tile_origins, to_model_range
 from data.volume_specs import read_volume_specs
 from data.volumes import Volume, open_volume
+from data.whole_images import WholeImage, WholeImages
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class ConceptDataset(Dataset, Protocol):
 
     def training_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return training images like those of `held_out_pixels`; their difference is a metric's floor."""
+
+    def whole_images(self) -> WholeImages:
+        """Return all training images before they are cut."""
 
 
 class SliceDataset:
@@ -171,6 +175,17 @@ class SliceDataset:
     def training_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return crops of the training blocks like those of `held_out_pixels`; their difference is a metric's floor."""
         return {cell.cell.caption: _even_crops(cell.training, self.resolution, num_images) for cell in self.cells}
+
+    def whole_images(self) -> WholeImages:
+        """Return all training slices whole, cell by cell."""
+        return WholeImages(self._ends[-1], self._whole)
+
+    def _whole(self, place: int) -> WholeImage:
+        number = bisect_right(self._ends, place)
+        cell = self.cells[number]
+        item = place - (self._ends[number] - len(cell.training))
+        pixels = to_model_range(cell.training.pixels(item))
+        return WholeImage(pixels, cell.cell.caption, cell.training.name(item))
 
     def manifest(self) -> dict[str, object]:
         """Return volumes, windows, splits, scale and counts, as JSON can hold them."""

@@ -22,6 +22,7 @@ from data.image_splits import SplitBy, split_group, split_images
 from data.images import MAX_PIXELS, WHITE, decode_image, resized, resized_shape
 from data.slices import evenly_spaced
 from data.transforms import Flip, center_crop_origin, crop
+from data.whole_images import WholeImage, WholeImages
 
 CACHE_BYTES = 2**30  # of resized images that a process keeps; further ones are decoded anew each time
 _Item = TypeVar("_Item")
@@ -225,6 +226,14 @@ class ImageDataset:
     def training_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return training images like those of `held_out_pixels`; their difference is a metric's floor."""
         return self._even_crops(self.training, num_images)
+
+    def whole_images(self) -> WholeImages:
+        """Return all training images whole, at the size from which squares of the resolution are cut."""
+        return WholeImages(len(self.training), self._whole)
+
+    def _whole(self, place: int) -> WholeImage:
+        image = self.training[place]
+        return WholeImage(_model_pixels(self._pixels(image, self.crops.square)), image.caption, image.name)
 
     def manifest(self) -> dict[str, object]:
         """Return files with their sha256, split, settings and counts, as JSON can hold them."""

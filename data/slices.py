@@ -97,13 +97,17 @@ class Slices:
         """Return one slice, item 0 to len - 1, as float32 (row, column) in [0, 1] of the volume's window."""
         return rescaled(_unit_plane(self.volume, self.block, self.plane, self.indices[item]), self.factors)
 
+    def name(self, item: int) -> str:
+        """Return which slice an item is, as "dry.tif warp 87"."""
+        return f"{self.volume.spec.path.name} {self.plane} {self.indices[item]}"
+
     def source(self, item: int, origin_px: tuple[int, int]) -> str:
         """Return where a crop was cut, as "dry.tif warp 87 @ (12, 40)": slice, and (row, column) in it, in voxels."""
         first = self.block.origin(self.volume, self.plane)
         row, column = (
             round(start + px / factor) for start, px, factor in zip(first, origin_px, self.factors, strict=True)
         )
-        return f"{self.volume.spec.path.name} {self.plane} {self.indices[item]} @ ({row}, {column})"
+        return f"{self.name(item)} @ ({row}, {column})"
 
     def limited(self, num_slices: int) -> Slices:
         """Return at most a number of these slices, evenly spaced."""

@@ -14,6 +14,7 @@ import numpy as np
 from data.dataset import ConceptDataset, Sample
 from data.errors import SettingsError
 from data.randomness import generator
+from data.whole_images import WholeImage, WholeImages
 
 # "{}" is the placeholder. An object is a thing to be shown, a style is a look that other things may take on.
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -124,6 +125,16 @@ class RewordedDataset:
     def training_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return training images by prompt, num_images or fewer, the captions of a prompt in turn."""
         return self._merged(self._dataset.training_pixels(num_images), num_images)
+
+    def whole_images(self) -> WholeImages:
+        """Return the same images, each under the first prompt of its caption."""
+        images = self._dataset.whole_images()
+
+        def reworded(place: int) -> WholeImage:
+            image = images[place]
+            return replace(image, caption=self._wording.prompts[image.caption][0])
+
+        return WholeImages(len(images), reworded)
 
     def manifest(self) -> dict[str, object]:
         words = {caption: list(prompts) for caption, prompts in self._wording.prompts.items()}

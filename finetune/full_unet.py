@@ -25,7 +25,7 @@ def build(settings: FullUnetSettings, accelerator: Accelerator) -> Method:
     from finetune.core import assembly, concept_images, exports
     from finetune.core.method import Method
 
-    components = assembly.base(settings, accelerator)
+    components = assembly.base(settings, accelerator, rounded=False)
     images = concept_images.open_images(settings, components, accelerator)
     dataset = concept_images.captioned(images, settings)
     notes = assembly.identifier_report(settings, images, dataset, components)

@@ -32,7 +32,7 @@ def build(settings: LatentDiffusionSettings, accelerator: Accelerator) -> Method
     components = scratch.diffusion_components(
         settings.vae, settings.text_encoder, settings.block_out_channels, settings.seed, settings.init_from
     )
-    components = assembly.placed(components, settings, accelerator)
+    components = assembly.placed(assembly.as_asked(components, settings), settings, accelerator)
     parts = [WholeModule("unet", components.unet, settings.ema_decay)]
     if settings.train_text_encoder:
         parts.append(WholeModule("text_encoder", components.text_encoder, settings.ema_decay))

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import DataError, OutputError
-from data.exits import Parser, exit_code
+from data.errors import DataError, OutputError, SettingsError
+from data.exits import Parser, at_least, exit_code, positive
+from data.output_folders import refuse_unwritable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +26,12 @@ COLUMNS = 8  # images of each kind in the picture
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     manifest = _read_run(arguments.adapter)
+    folder = refuse_unwritable(arguments.output_dir or arguments.adapter / "compare")
     from tqdm import tqdm
 
     from data.splits import manifest_hash
     from pipelines.components import build_pipeline, load_components
+    from pipelines.devices import drawing_device, move
     from pipelines.run_data import reopened
     from pipelines.runs import attach, is_whole, open_tuned, predicting_as
     from pipelines.sampling import sample
@@ -41,23 +44,23 @@ def main(argv: Sequence[str]) -> None:
     }
     captions = comparable(arguments.adapter, dataset.captions, real)
     real = {name: {caption: group[caption] for caption in captions} for name, group in real.items()}
-    base = predicting_as(
-        load_components(
-            manifest["base"], revision=manifest["settings"]["revision"], variant=manifest["settings"]["variant"]
-        ),
-        manifest,
-    )
+    settings = manifest["settings"]
+    base = load_components(manifest["base"], revision=settings["revision"], variant=settings["variant"])
     drawn: dict[str, dict[str, np.ndarray]] = {}
     with tqdm(total=2 * count * len(captions), unit="image", desc="draw") as bar:
         for name in ("base", "tuned"):
-            pipeline = build_pipeline(base)
+            components, pipeline = base, build_pipeline(base)
             prompts = list(captions)
             if name == "base":  # it does not know a new word, and is told the one that the new word began as
                 prompts = [manifest["base_prompts"].get(caption, caption) for caption in captions]
             elif is_whole(arguments.adapter):
-                pipeline = open_tuned([arguments.adapter]).pipeline
+                tuned = open_tuned([arguments.adapter])
+                components, pipeline = tuned.components, tuned.pipeline
             else:
+                components = predicting_as(base, manifest)
+                pipeline = build_pipeline(components)
                 attach(pipeline, [arguments.adapter], base_fingerprint=base.fingerprint)
+            move(components, drawing_device())
             pictures = sample(
                 pipeline,
                 [prompt for prompt in prompts for _ in range(count)],
@@ -73,8 +76,7 @@ def main(argv: Sequence[str]) -> None:
     scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
     scores["data_hash"] = manifest_hash(dataset.manifest())  # that of the run: `reopened` refuses any other
-    folder = arguments.adapter / "compare"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     picture = _draw_picture(folder / "compare.png", captions, real["held-out"], drawn)
     _tell(scores)
@@ -172,7 +174,8 @@ def _draw_picture(
         rows.append(Row(f"{caption}\nbase", list(drawn["base"][caption][:COLUMNS])))
         rows.append(Row(f"{caption}\ntuned", list(drawn["tuned"][caption][:COLUMNS])))
     title = "real images / base / tuned: same prompt, same seeds"
-    save_png(sheet(rows, title=title, columns=[f"seed {seed}" for seed in range(COLUMNS)]), path)
+    num_columns = max(len(row.images) for row in rows)
+    save_png(sheet(rows, title=title, columns=[f"seed {seed}" for seed in range(num_columns)]), path)
     return path
 
 
@@ -206,6 +209,9 @@ def _read_run(folder: Path) -> dict[str, Any]:
         raise OutputError(str(path), f"{error.strerror}; expected the folder of a run that has ended.") from None
     except ValueError:
         raise OutputError(str(path), "is not JSON; expected the folder of a run that has ended.") from None
+    if "base" not in manifest:
+        advice = f" Judge it so: python pipelines/judge_pixels.py --model {folder}" if "pixel_model" in manifest else ""
+        raise SettingsError(str(folder), f"is a run of {manifest.get('method')}, which fine-tunes no base.{advice}")
     return manifest
 
 
@@ -223,10 +229,11 @@ def comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--adapter", type=Path, required=True, help="run folder of any method")
-    parser.add_argument("--num_images", type=int, default=64, help="images for each caption (default: 64)")
-    parser.add_argument("--num_inference_steps", type=int, default=30, help="denoising steps (default: 30)")
+    parser.add_argument("--adapter", type=Path, required=True, help="run folder of a method that fine-tunes a base")
+    parser.add_argument("--num_images", type=at_least(2), default=64, help="images for each caption (default: 64)")
+    parser.add_argument("--num_inference_steps", type=positive, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")
+    parser.add_argument("--output_dir", type=Path, help="folder, written over (default: the run's compare)")
     return parser.parse_args(argv)
 
 

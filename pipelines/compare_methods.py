@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.exits import Parser, exit_code, positive
+from data.output_folders import refuse_unwritable
 from pipelines.evaluation.prompt_sets import PromptFile, read_prompt_file
 from pipelines.studies.study import Study, read_study
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     study = read_study(arguments.study)
     prompts = read_prompt_file(study.prompts)
-    folder: Path = arguments.output_dir or Path("runs") / f"study-{study.path.stem}"
+    folder = refuse_unwritable(arguments.output_dir or Path("runs") / f"study-{study.path.stem}")
 
     from tqdm import tqdm
 

@@ -92,8 +92,8 @@ class Components:
     """The parts of a base model: frozen, in evaluation mode, float32, on the CPU.
 
     name: what `load_components` was told, "swatch", a folder or a hub id. source: what diffusers' `from_pretrained`
-    takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler of the model's own
-    folder, as it stands there. fingerprint: the same for the same U-Net, in float32 or float16.
+    takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
+    that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32 or float16.
     """
 
     name: str
@@ -104,6 +104,7 @@ class Components:
     tokenizer: CLIPTokenizer
     scheduler: DDPMScheduler
     sampler: Any  # one of SAMPLERS
+    own_sampler: Any
     fingerprint: str
 
     @property
@@ -162,6 +163,11 @@ class Components:
             sampler=sampler.from_config(self.sampler.config, **changes),
         )
 
+    def as_loaded(self) -> Components:
+        """Return the same parts with the prediction type and the noise schedule of the model's own folder."""
+        scheduler = DDPMScheduler.from_config(self.own_sampler.config)
+        return replace(self, scheduler=scheduler, sampler=self.own_sampler)
+
 
 def load_components(name_or_path: str, *, revision: str | None = None, variant: str | None = None) -> Components:
     """Load a base model in diffusers' folder format: "swatch", a folder, or a hub id (owner/name).
@@ -192,6 +198,7 @@ def load_components(name_or_path: str, *, revision: str | None = None, variant: 
         tokenizer=read["tokenizer"],
         scheduler=DDPMScheduler.from_config(read["scheduler"].config),
         sampler=read["scheduler"],
+        own_sampler=read["scheduler"],
         fingerprint=_fingerprint(read["unet"]),
     )
 

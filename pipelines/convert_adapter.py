@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import OutputError
 from data.exits import Parser, exit_code
+from data.output_folders import refuse_unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,18 +27,17 @@ LARGEST_DIFFERENCE = 1e-4
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     from pipelines.adapters import adapter_file, read_adapter_facts
-    from pipelines.components import load_components
     from pipelines.kohya import from_kohya, to_kohya
-    from pipelines.runs import predicting_as
+    from pipelines.runs import BaseNeed, predicting_as
 
     source = adapter_file(arguments.adapter)
     stem = source.stem.removesuffix("_kohya")
     target = arguments.output or source.with_name(f"{stem}_{arguments.to}.safetensors")
     if target.exists():
         raise OutputError(str(target), "exists; nothing is written over. Choose another --output.")
+    refuse_unwritable(target.parent, "--output")
     facts = read_adapter_facts(source)
-    base = arguments.pretrained_model_name_or_path or facts.get("base") or "swatch"
-    components = predicting_as(load_components(base), facts)
+    components = predicting_as(BaseNeed.of(facts, arguments.pretrained_model_name_or_path).load(), facts)
 
     partial = target.with_name(f".{target.stem}.partial.safetensors")
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data.errors import OutputError, SettingsError
 from data.exits import Parser, exit_code, positive
+from data.output_folders import refuse_unwritable
 from pipelines.evaluation.prompt_sets import read_prompt_file
 from pipelines.evaluation.states import name_runs, parse_selections
 from pipelines.prompts import parse_seeds
@@ -72,12 +73,11 @@ def _output_folder(arguments: argparse.Namespace) -> Path:
     else:
         default = Path("runs") / "-".join([name, *(path.resolve().stem[:20] for path in arguments.adapter[:3])])
     folder: Path = arguments.output_dir or default
+    refuse_unwritable(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "images").is_dir():
         raise OutputError(
             str(folder), "holds other things than an evaluation; nothing is written beside them. Choose another one."
         )
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(str(folder), "is a file; expected a folder, new or of an earlier evaluation.")
     return folder
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import OutputError, SettingsError
+from data.errors import SettingsError
 from data.exits import Parser, exit_code, positive
+from pipelines.diffusion.outputs import free_folder
 from pipelines.evaluation.states import State, name_runs, parse_selections
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     folder = _output_folder(arguments)
     from tqdm import tqdm
 
+    from pipelines.devices import drawing_device, move
     from pipelines.runs import open_tuned
     from pipelines.sampling import sample
 
@@ -36,10 +38,12 @@ def main(argv: Sequence[str]) -> None:
         from pipelines.evaluation.checkpoints import restore_checkpoint
 
         restore_checkpoint(model.pipeline, arguments.adapter[0], state.folder)
-    pipeline, components, facts = model.pipeline, model.components, model.facts
+    move(model.components, drawing_device())
+    for note in model.notes:
+        print(note)
     with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
-            pipeline,
+            model.pipeline,
             [prompt for prompt in prompts for _ in seeds],
             [seed for _ in prompts for seed in seeds],
             num_inference_steps=arguments.num_inference_steps,
@@ -51,8 +55,8 @@ def main(argv: Sequence[str]) -> None:
         )
     pictures = pictures.reshape(len(prompts), len(seeds), *pictures.shape[1:])
     record = {
-        "base": components.name,
-        "base_fingerprint": components.fingerprint,
+        "base": model.components.name,
+        "base_fingerprint": model.components.fingerprint,
         "adapter": [str(path) for path in arguments.adapter],
         "weight": list(_weights(arguments)),
         "step": None if state is None else state.step,
@@ -60,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         "guidance_scale": arguments.guidance_scale,
         "seeds": seeds,
     }
-    _write(folder, prompts, seeds, pictures, facts, record)
+    _write(folder, prompts, seeds, pictures, model.facts.get("grey_values", {}), record)
     print(f"{len(prompts) * len(seeds)} images in {folder}, side by side in {folder / 'grid.png'}")
 
 
@@ -69,14 +73,13 @@ def _write(
     prompts: Sequence[str],
     seeds: Sequence[int],
     pictures: np.ndarray,
-    facts: dict[str, Any],
+    grey_values: Mapping[str, dict[str, Any]],
     record: dict[str, Any],
 ) -> None:
     """Write every image as PNG, the grid, a tif stack for each prompt whose grey values are known, and images.json."""
     from pipelines.sheets import Row, save_png, sheet, to_picture
 
     folder.mkdir(parents=True, exist_ok=True)
-    grey_values = facts.get("grey_values", {})
     files = []
     for index, (prompt, row) in enumerate(zip(prompts, pictures, strict=True)):
         stem = file_stem(index, prompt)
@@ -84,9 +87,9 @@ def _write(
             save_png(to_picture(picture), folder / f"{stem}-seed{seed}.png")
         entry: dict[str, Any] = {"prompt": prompt, "stem": stem}
         if prompt in grey_values:
-            entry["tint"] = _write_stack(folder / f"{stem}.tif", row, grey_values[prompt], facts["um_per_px"])
+            entry["tint"] = _write_stack(folder / f"{stem}.tif", row, grey_values[prompt])
         elif grey_values:
-            print(f"{stem}: no tif, as the adapter was not trained on this caption and its window is not known")
+            print(f"{stem}: no tif, as the model was not trained on this caption and its window is not known")
         files.append(entry)
     rows = [Row(prompt, list(row)) for prompt, row in zip(prompts, pictures, strict=True)]
     title = " + ".join(record["adapter"]) or record["base"]
@@ -96,11 +99,11 @@ def _write(
     (folder / "images.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _write_stack(path: Path, row: np.ndarray, grey: dict[str, Any], um_per_px: float | None) -> float:
+def _write_stack(path: Path, row: np.ndarray, grey: Mapping[str, Any]) -> float:
     """Write one prompt's images as a tif stack in the volume's grey values and return their largest colour tint.
 
-    row: (seeds, H, W, 3) in [0, 1]. The tint is the largest difference between channels, as a share of the window: an
-    image that is grey has none.
+    row: (seeds, H, W, 3) in [0, 1]. grey: window, dtype and um_per_px, as `combined_facts` gives them. The tint is the
+    largest difference between channels, as a share of the window: an image that is grey has none.
     """
     import numpy as np
 
@@ -109,8 +112,8 @@ def _write_stack(path: Path, row: np.ndarray, grey: dict[str, Any], um_per_px: f
 
     low, high = grey["window"]
     native = unit_to_native(row.mean(axis=-1), low=low, high=high, dtype=np.dtype(grey["dtype"]))
-    size = None if um_per_px is None else (um_per_px, um_per_px, um_per_px)
-    write_stack(path, native, size)
+    um_per_px = grey["um_per_px"]
+    write_stack(path, native, None if um_per_px is None else (um_per_px, um_per_px, um_per_px))
     return float((row.max(axis=-1) - row.min(axis=-1)).max())
 
 
@@ -140,17 +143,9 @@ def _weights(arguments: argparse.Namespace) -> tuple[float, ...]:
 
 def _output_folder(arguments: argparse.Namespace) -> Path:
     """Return a folder that holds nothing yet: the one asked for, or the first free one beside the adapter."""
-    if arguments.output_dir is not None:
-        folder: Path = arguments.output_dir
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(str(folder), "exists and is not empty; nothing is written over. Choose another one.")
-        return folder
-    above = arguments.adapter[0] if arguments.adapter else Path("runs")
+    above: Path = arguments.adapter[0] if arguments.adapter else Path("runs")
     above = above if above.is_dir() or not arguments.adapter else above.parent
-    number = 0
-    while (above / f"generated-{number}").exists():
-        number += 1
-    return Path(above) / f"generated-{number}"
+    return free_folder(arguments.output_dir, above, "generated")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import SettingsError, nearest
 from data.exits import Parser, exit_code, positive
 from pipelines.prompts import file_stem, parse_seeds
+from pipelines.way_options import add_way_options, chosen_way
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     folder = free_folder(arguments.output_dir, arguments.model, "generated")
     from tqdm import tqdm
 
-    from pipelines.diffusion.drawing import Way, draw
+    from pipelines.diffusion.drawing import draw
     from pipelines.diffusion.noisy_classifier import load_classifier
     from pipelines.diffusion.pictures import to_images
     from pipelines.pixel_model import load_pixel_model
@@ -41,16 +43,7 @@ def main(argv: Sequence[str]) -> None:
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, model)
     known = model.class_labels if classifier is None else classifier.labels
     labels = chosen_labels(known, arguments.labels)
-    way = Way(
-        sampler=arguments.sampler,
-        num_steps=arguments.num_inference_steps,
-        eta=arguments.eta,
-        variance=arguments.variance,
-        spacing=arguments.spacing,
-        guidance_scale=arguments.guidance_scale,
-        classifier_scale=arguments.classifier_scale,
-        clip=arguments.clip,
-    )
+    way = chosen_way(arguments, classifier_scale=arguments.classifier_scale)
     numbers = [known.index(label) for label in labels for _ in seeds] if labels else None
     with tqdm(total=len(seeds) * max(1, len(labels)), unit="image", desc="draw") as bar:
         pixels = draw(
@@ -63,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             progress=bar.update,
         )
     rows = to_images(model, pixels).reshape(max(1, len(labels)), len(seeds), model.size_px, model.size_px, -1)
-    record = {"model": str(arguments.model), "fingerprint": model.fingerprint, "seeds": seeds} | _said(way)
+    record = {"model": str(arguments.model), "fingerprint": model.fingerprint, "seeds": seeds} | asdict(way)
     _write(folder, model, labels, seeds, rows, record)
     if arguments.trajectory:
         _write_trajectory(folder, model, way, seeds, numbers, classifier, arguments.trajectory)
@@ -81,12 +74,6 @@ def chosen_labels(known: tuple[str, ...], asked: Sequence[str]) -> tuple[str, ..
     if problems:
         raise SettingsError("--labels", *problems)
     return tuple(asked) or known
-
-
-def _said(way: Way) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(way)
 
 
 def _write(
@@ -164,24 +151,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="run folder of finetune/ddpm.py, or such a folder")
     parser.add_argument("--seeds", default="0-7", help="one picture each for every label (default: 0-7)")
     parser.add_argument("--labels", nargs="+", default=[], help="labels to draw (default: all that are known)")
-    parser.add_argument(
-        "--sampler", default="ddim", help="ancestral, ddim, or a scheduler of diffusers by class name (default: ddim)"
-    )
-    parser.add_argument("--num_inference_steps", type=positive, default=50, help="denoising steps (default: 50)")
-    parser.add_argument("--eta", type=float, default=0.0, help="of ddim: 0 without chance, 1 as ancestral (default: 0)")
-    parser.add_argument(
-        "--variance", choices=("small", "large", "learned"), default="small", help="of ancestral (default: small)"
-    )
-    parser.add_argument(
-        "--spacing", choices=("linear", "quadratic"), default="linear", help="of the steps (default: linear)"
-    )
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="to the label; 1 is none (default: 1)")
+    add_way_options(parser)
     parser.add_argument("--classifier", type=Path, help="folder of pipelines/train_noisy_classifier.py")
     parser.add_argument(
         "--classifier_scale", type=float, default=0.0, help="of the classifier's gradient; 0 is none (default: 0)"
-    )
-    parser.add_argument(
-        "--clip", action=argparse.BooleanOptionalAction, default=True, help="keep what the model sees in its range"
     )
     parser.add_argument(
         "--trajectory", type=_not_negative, default=0, help="steps in a strip out of the noise; 0: no strip (default)"

@@ -149,7 +149,8 @@ def examine_all(
 ) -> tuple[IdentifierReport, ...]:
     """Return the reports on identifiers that are to be used in one run, each once, in their order.
 
-    The parts are used as they are: device, precision, mode. num_noises: starting noises to average over, at least 2;
+    The parts are used as they are: device, precision, mode; but prediction type and noise schedule are those of the
+    model's own folder, as nothing is trained yet. num_noises: starting noises to average over, at least 2;
     the relative error falls with their square root. progress: called with the number of predictions made since
     the last call and the number of all.
     Raises SettingsError for an empty identifier or class noun, NonFiniteError where the U-Net predicts no numbers.
@@ -166,7 +167,7 @@ def examine_all(
     noun_ids = set(tokenizer(class_noun, add_special_tokens=False).input_ids)
     words = _ordinary_words(tokenizer, class_noun)
     captions = ["", *(f"a {word} {class_noun}" for word in [*words, *names])]
-    changes = _changes(components, captions, class_noun, seed, num_noises, progress)
+    changes = _changes(components.as_loaded(), captions, class_noun, seed, num_noises, progress)
     noun_change, word_changes, name_changes = changes[0], changes[1 : 1 + len(words)], changes[1 + len(words) :]
     word_change = float(word_changes.mean(dim=1).median())
     num_words, width = components.text_encoder.get_input_embeddings().weight.shape

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    import torch
     from tqdm import tqdm
 
     from pipelines.components import load_components
+    from pipelines.devices import drawing_device, move
     from pipelines.identifiers import examine_all
 
     components = load_components(arguments.pretrained_model_name_or_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    components.unet.to(device)
-    components.text_encoder.to(device)
+    move(components, drawing_device())
     with tqdm(unit="prediction", desc="examine") as bar:
 
         def advance(done: int, total: int) -> None:

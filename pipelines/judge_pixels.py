@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
 from data.exits import Parser, at_least, exit_code, positive
+from pipelines.way_options import add_way_options, chosen_way
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipelines.diffusion.drawing import Way
     from pipelines.diffusion.judgement import RealPictures
+    from pipelines.metrics.training_images import TrainingImages
     from pipelines.pixel_model import PixelModel
 
 COLUMNS = 8
@@ -30,50 +33,55 @@ COLUMNS = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.drawing import Way
     from pipelines.diffusion.judgement import RealPictures
     from pipelines.diffusion.outputs import free_folder
     from pipelines.diffusion.pictures import open_pictures
+    from pipelines.metrics.training_images import TrainingImages
     from pipelines.pixel_model import load_pixel_model
     from pipelines.whole_files import write_json
+    from pipelines.whole_pictures import WholePictures
 
     folder = free_folder(arguments.output_dir, arguments.model, "judged")
+    way = chosen_way(arguments)
     model = load_pixel_model(arguments.model)
     dataset = open_pictures(arguments.model)
     real = RealPictures.of(model, dataset, arguments.num_images * len(dataset.captions))
-    way = Way(arguments.sampler, arguments.num_inference_steps, eta=arguments.eta)
+    whole = dataset.whole_images()
+    index = TrainingImages(WholePictures(whole).spread(arguments.num_searched), (model.size_px, model.size_px))
     drawn, naming = _drawn(model, way, real, arguments.num_images)
     record: dict[str, Any] = {
         "model": str(arguments.model),
         "fingerprint": model.fingerprint,
-        "sampler": arguments.sampler,
-        "num_inference_steps": arguments.num_inference_steps,
-        "eta": arguments.eta,
+        "way": asdict(way),
         "naming": naming,
+        "left_out": real.left_out,
+        "searched": {"pictures": len(index), "of": len(whole)},
         "kinds": {
-            kind: judged_with_copies(images, real.training[kind], real.held_out[kind], model.um_per_px)
+            kind: judged_with_copies(images, real.training[kind], real.held_out[kind], index, model.um_per_px)
             for kind, images in drawn.items()
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(record, folder / "judgement.json")
-    _draw_picture(drawn, real, record["kinds"], folder)
+    _draw_pictures(drawn, real, folder)
+    _draw_nearest(drawn, index, record["kinds"], folder)
     print("\n".join(lines(record)))
     print(f"Look at {(folder / 'judgement.png').resolve()}")
 
 
 def judged_with_copies(
-    drawn: np.ndarray, training: np.ndarray, held_out: np.ndarray, um_per_px: float | None
+    drawn: np.ndarray, training: np.ndarray, held_out: np.ndarray, index: TrainingImages, um_per_px: float | None
 ) -> dict[str, Any]:
     """Return the distances of one kind's drawn pictures to held-out ones beside those of training pictures.
 
     Pictures: (N, H, W, C) float32 in [0, 1]. "texture": squared centroid distance. "slices": the physical descriptors
-    of one-channel pictures, None for colours. "copying": how near to training pictures, against held-out.
+    of one-channel pictures, None for colours. "copying": how near to the training pictures of an index, of whatever
+    kind, against held-out ones.
     """
     from pipelines.diffusion.judgement import in_colour, judged
-    from pipelines.metrics.copying import TrainingImages, copying
+    from pipelines.metrics.copying import copying
 
-    found = copying(in_colour(drawn), TrainingImages(in_colour(training)), in_colour(held_out))
+    found = copying(in_colour(drawn), index, in_colour(held_out))
     return {
         "num_images": {"drawn": len(drawn), "training": len(training), "held-out": len(held_out)},
         **judged(drawn, training, held_out, um_per_px).to_json(),
@@ -83,7 +91,13 @@ def judged_with_copies(
 
 def lines(record: Mapping[str, Any]) -> list[str]:
     """Return the judgement in words: for each kind its distances as multiples of real against real, and copies."""
-    said = [record["naming"]] if record["naming"] else []
+    searched, of = record["searched"]["pictures"], record["searched"]["of"]
+    part = f"all {of}" if searched == of else f"{searched} of {of}, evenly spaced,"
+    said = [f"copies were searched in {part} training pictures, at every place of each"]
+    said += [record["naming"]] if record["naming"] else []
+    if record["left_out"]:
+        few = ", ".join(record["left_out"])
+        said.append(f"not judged, as fewer than two training or held-out pictures are theirs: {few}")
     for kind, found in record["kinds"].items():
         texture = found["texture"]
         said.append(
@@ -123,22 +137,31 @@ def _drawn(model: PixelModel, way: Way, real: RealPictures, num_images: int) -> 
     return drawn, naming
 
 
-def _draw_picture(
-    drawn: Mapping[str, np.ndarray], real: RealPictures, judgements: Mapping[str, Any], folder: Path
-) -> None:
+def _draw_pictures(drawn: Mapping[str, np.ndarray], real: RealPictures, folder: Path) -> None:
     from pipelines.sheets import Row, save_png, sheet
 
-    rows, pairs = [], []
+    rows = []
     for kind, pictures in drawn.items():
-        held_out, training = real.held_out[kind], real.training[kind]
+        held_out = real.held_out[kind]
         spread = held_out[:: max(1, len(held_out) // COLUMNS)][:COLUMNS]
         rows += [Row(f"{kind}\nreal, held out", list(spread)), Row(f"{kind}\ndrawn", list(pictures[:COLUMNS]))]
-        worst = judgements[kind]["copying"]["matches"][:COLUMNS]
-        pairs += [
-            Row(f"{kind}\ndrawn", [pictures[match["image"]] for match in worst]),
-            Row(f"{kind}\nnearest in training", [training[match["training"]] for match in worst]),
-        ]
     save_png(sheet(rows, title="real pictures and drawn ones"), folder / "judgement.png")
+
+
+def _draw_nearest(
+    drawn: Mapping[str, np.ndarray], index: TrainingImages, judgements: Mapping[str, Any], folder: Path
+) -> None:
+    """Draw each kind's pictures that are most like a training picture above the window of it that they are like."""
+    from pipelines.metrics.training_images import Match
+    from pipelines.sheets import Row, save_png, sheet
+
+    pairs = []
+    for kind, pictures in drawn.items():
+        worst = [Match.from_json(match) for match in judgements[kind]["copying"]["matches"][:COLUMNS]]
+        pairs += [
+            Row(f"{kind}\ndrawn", [pictures[match.image] for match in worst]),
+            Row(f"{kind}\nnearest in training", [index.window(match) for match in worst]),
+        ]
     save_png(sheet(pairs, title="drawn pictures and the training pictures they are most like"), folder / "nearest.png")
 
 
@@ -146,9 +169,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, help="run folder of finetune/ddpm.py")
     parser.add_argument("--num_images", type=at_least(2), default=64, help="pictures of each kind (default: 64)")
-    parser.add_argument("--sampler", default="ddim", help="ancestral, ddim or a scheduler of diffusers (default: ddim)")
-    parser.add_argument("--num_inference_steps", type=positive, default=50, help="denoising steps (default: 50)")
-    parser.add_argument("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default: 0)")
+    add_way_options(parser)
+    parser.add_argument(
+        "--num_searched", type=positive, default=2000, help="training pictures to search for copies (default: 2000)"
+    )
     parser.add_argument("--output_dir", type=Path, help="new folder (default: judged-N in the run)")
     return parser.parse_args(argv)
 

@@ -6,19 +6,21 @@ python pipelines/merge_adapters.py --adapter runs/sf_dry-lora runs/dtd-lora --we
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import OutputError, SettingsError
+from data.errors import OutputError
 from data.exits import Parser, exit_code
+from data.output_folders import refuse_unwritable
 
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import StableDiffusionPipeline
+
+    from pipelines.components import Components
 
 # 8-bit grey levels by which an image of the merged model may differ from one of the adapters beside their base
 LARGEST_DIFFERENCE = 2
@@ -32,28 +34,27 @@ def main(argv: Sequence[str]) -> None:
     from pipelines.components import build_pipeline, load_components
     from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
     from pipelines.merging import combine, merge
-    from pipelines.runs import predicting_as
+    from pipelines.runs import BaseNeed, combined_facts, predicting_as
 
     adapters = list(zip(arguments.adapter, arguments.weights, strict=True))
-    facts = [read_adapter_facts(path) for path, _ in adapters]
-    base = arguments.pretrained_model_name_or_path or _common(arguments.adapter, facts, "base") or "swatch"
-    trained_for = {key: _common(arguments.adapter, facts, key) for key in ("prediction_type", "zero_terminal_snr")}
-    components = predicting_as(load_components(base), {k: v for k, v in trained_for.items() if v is not None})
+    asked = arguments.pretrained_model_name_or_path
+    said = [read_adapter_facts(path) for path in arguments.adapter]
+    facts, notes = combined_facts(arguments.adapter, said, base=asked)
+    need = BaseNeed.of(facts, asked)
+    facts |= {"revision": need.revision, "variant": need.variant}
+    components = predicting_as(need.load(), facts)
     for path in arguments.adapter:
         if (path / EMBEDDINGS_NAME).exists():  # a new word goes into the tokenizer and the text encoder themselves
             load_embeddings(build_pipeline(components), path / EMBEDDINGS_NAME)
-    prompt = arguments.prompt if arguments.prompt is not None else _caption(facts)
+    prompt = arguments.prompt
+    if prompt is None:
+        prompt = next(iter(facts["grey_values"]), "a texture")
 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         merge(components, adapters).save_pretrained(partial, safe_serialization=True)
-        record = {
-            "base": components.name,
-            "base_fingerprint": components.fingerprint,
-            "adapters": [{"adapter": str(path), "weight": weight} for path, weight in adapters],
-        }
-        (partial / "merged.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        _write_origin(partial, components, adapters, facts)
         expected = _picture(combine(components, adapters), prompt)
         difference = _difference(_picture(build_pipeline(load_components(str(partial))), prompt), expected)
         if not difference < LARGEST_DIFFERENCE:
@@ -68,10 +69,25 @@ def main(argv: Sequence[str]) -> None:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for note in notes:
+        print(note)
     print(f"The merged model was reloaded and draws the same image (difference {difference:.2f} of 255). To use it:\n")
     print("    from diffusers import StableDiffusionPipeline")
     print(f'    pipe = StableDiffusionPipeline.from_pretrained("{folder}", safety_checker=None)')
     print(f'    image = pipe("{prompt}").images[0]\n')
+
+
+def _write_origin(
+    folder: Path, components: Components, adapters: Sequence[tuple[Path, float]], facts: Mapping[str, Any]
+) -> None:
+    """Write what a merged model was made from, and the facts of its adapters, whose headers it lacks."""
+    from pipelines.runs import FACTS_NAME
+    from pipelines.whole_files import write_json
+
+    base = {"base": components.name, "base_fingerprint": components.fingerprint}
+    merged = [{"adapter": str(path), "weight": weight} for path, weight in adapters]
+    write_json({**base, "adapters": merged}, folder / "merged.json")
+    write_json({**facts, **base}, folder / FACTS_NAME)
 
 
 def _picture(pipeline: StableDiffusionPipeline, prompt: str) -> np.ndarray:
@@ -87,28 +103,10 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(abs(a - b).max()) * 255
 
 
-def _common(paths: Sequence[Path], facts: Sequence[dict[str, Any]], name: str) -> str | None:
-    """Return what those adapters say of their base that say anything; raise SettingsError where they disagree."""
-    said = {str(path): fact[name] for path, fact in zip(paths, facts, strict=True) if name in fact}
-    if len(set(said.values())) > 1:
-        raise SettingsError(
-            "--adapter",
-            f"expected adapters of one {name}, found "
-            + ", ".join(f"{value} ({path})" for path, value in said.items())
-            + ". Merge adapters of one base, or give it as --pretrained_model_name_or_path where it has two names.",
-        )
-    return next(iter(said.values()), None)
-
-
-def _caption(facts: Sequence[dict[str, Any]]) -> str:
-    """Return a caption that an adapter was trained on, where one is known."""
-    captions = [caption for fact in facts for caption in fact.get("grey_values", {})]
-    return captions[0] if captions else "a texture"
-
-
 def _empty_folder(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(str(folder), "exists and is not empty; nothing is written over. Choose another one.")
+    refuse_unwritable(folder.absolute().parent)  # the model takes its name there once it has proved right
     return folder
 
 

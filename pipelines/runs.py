@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,46 @@ from pipelines.components import Components, build_pipeline, load_components
 from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
 
 PIPELINE_INDEX = "model_index.json"
+FACTS_NAME = "filrouge.json"  # of a whole model; other results have their facts in the headers of their files
+
+
+@dataclass(frozen=True)
+class BaseNeed:
+    """A base model as it is asked for: what `load_components` takes."""
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+
+    @staticmethod
+    def of(facts: Mapping[str, Any], asked_for: str | None = None) -> BaseNeed:
+        """Return the base of a result: the one asked for, or the one that its facts name, or swatch.
+
+        Revision and variant are those that the result was trained from, unless another model is asked for.
+        """
+        name = asked_for or facts.get("base") or "swatch"
+        if name != facts.get("base"):
+            return BaseNeed(name)
+        return BaseNeed(name, facts.get("revision"), facts.get("variant"))
+
+    def load(self) -> Components:
+        """Return the model as it stands in its folder. Raises SettingsError where there is none."""
+        return load_components(self.name, revision=self.revision, variant=self.variant)
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A pipeline that draws what a run has learnt, the base model it stands on, and what its file says of itself.
+    """A pipeline that draws what a run has learnt, the base model it stands on, and what its files say of themselves.
 
-    components: the parts in the pipeline, the tuned ones among them. base: name of the base model.
+    components: the parts in the pipeline, the tuned ones among them. base: name of the base model. facts, notes: as
+    `combined_facts` gives them.
     """
 
     pipeline: StableDiffusionPipeline
     components: Components
     base: str
     facts: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def open_tuned(
@@ -36,8 +64,6 @@ def open_tuned(
     *,
     base: str | None = None,
     weights: Sequence[float] = (),
-    revision: str | None = None,
-    variant: str | None = None,
 ) -> TunedModel:
     """Return the model of run folders, or of files with adapters or embeddings, combined where there are several.
 
@@ -51,26 +77,61 @@ def open_tuned(
                 str(paths[0]), "a whole model stands alone: it has no base or adapter beside it, and no strength."
             )
         components = load_components(str(paths[0]))
-        return TunedModel(build_pipeline(components), components, str(paths[0]), {})
-    said = [read_facts(path) for path in paths]
-    facts: dict[str, Any] = {}
-    for path, more in zip(paths, said, strict=True):
-        differing = [
-            key
-            for key in ("base", "prediction_type", "zero_terminal_snr")
-            if facts.get(key, more.get(key)) != more.get(key)
-        ]
-        if differing:
-            raise SettingsError(
-                str(path), *[f"{key}: found {more.get(key)}, the first one has {facts.get(key)}." for key in differing]
-            )
-        windows = {**more.get("grey_values", {}), **facts.get("grey_values", {})}
-        facts = {**more, **facts, "grey_values": windows}
-    name = base or facts.get("base") or "swatch"
-    components = predicting_as(load_components(name, revision=revision, variant=variant), facts)
+        facts, notes = combined_facts(paths, [read_facts(paths[0])])
+        return TunedModel(build_pipeline(components), components, str(paths[0]), facts, notes)
+    facts, notes = combined_facts(paths, [read_facts(path) for path in paths], base=base)
+    need = BaseNeed.of(facts, base)
+    components = predicting_as(need.load(), facts)
     pipeline = build_pipeline(components)
     attach(pipeline, paths, base_fingerprint=components.fingerprint, weights=weights)
-    return TunedModel(pipeline, components, name, facts)
+    return TunedModel(pipeline, components, need.name, facts, notes)
+
+
+def combined_facts(
+    paths: Sequence[Path], said: Sequence[dict[str, Any]], *, base: str | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what several results say of themselves in one, and in lines what of their grey values stays unknown.
+
+    Of what several say, the first one counts. The pixel scale `um_per_px` is told with the grey values of each caption,
+    as runs may differ in it. said: the facts at each path. base: the base model where it was given; the names that
+    the results have for it then say nothing.
+    Raises SettingsError where two results say different things of their base.
+    """
+    _refuse_differing(paths, said, ["prediction_type", "zero_terminal_snr", *(["base"] if base is None else [])])
+    facts: dict[str, Any] = {}
+    grey_values: dict[str, dict[str, Any]] = {}
+    notes = []
+    for path, more in zip(paths, said, strict=True):
+        facts = {**more, **facts}
+        if "grey_values" not in more:
+            notes.append(f"{path}: says nothing of grey values, so no tif stack is written of its captions")
+        own = {
+            caption: {"um_per_px": more.get("um_per_px"), **grey}
+            for caption, grey in more.get("grey_values", {}).items()
+        }
+        if differing := [caption for caption, grey in own.items() if grey_values.get(caption, grey) != grey]:
+            notes.append(
+                f"{path}: trained with another window or pixel scale than those before it on {', '.join(differing)}; "
+                "tif stacks have the first one's"
+            )
+        grey_values = {**own, **grey_values}
+    facts.pop("um_per_px", None)
+    return {**facts, "grey_values": grey_values}, tuple(notes)
+
+
+def _refuse_differing(paths: Sequence[Path], said: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Raise SettingsError for keys of which two results say different things."""
+    problems = []
+    for key in keys:
+        found = {str(path): facts[key] for path, facts in zip(paths, said, strict=True) if key in facts}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{value} ({path})" for path, value in found.items())
+            problems.append(
+                f"expected adapters of one {key}, found {told}. Combine adapters of one base, or give it as "
+                "--pretrained_model_name_or_path where it has two names."
+            )
+    if problems:
+        raise SettingsError("--adapter", *problems)
 
 
 def is_whole(path: Path) -> bool:
@@ -113,10 +174,27 @@ def attach(
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return what the files of a run say of themselves: base, prediction type, grey values; {} for others' files."""
+    """Return what the files of a run say of themselves: base, prediction type, grey values; {} for others' files.
+
+    Raises SettingsError for a path without a result, and for facts that cannot be read.
+    """
+    if is_whole(path):
+        return _read_whole_facts(path / FACTS_NAME)
     facts: dict[str, Any] = {}
     for file in _files(path):
         facts |= read_adapter_facts(file)
+    return facts
+
+
+def _read_whole_facts(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise SettingsError(str(file), f"is not JSON: {error}. Export the model again, or remove the file.") from None
+    if not isinstance(facts, dict):
+        raise SettingsError(str(file), "is no table of facts. Export the model again, or remove the file.")
     return facts
 
 

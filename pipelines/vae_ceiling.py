@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.environment import DATA_VARIABLE, data_root
-from data.errors import DataError, OutputError, SettingsError
+from data.errors import DataError, SettingsError
 from data.exits import Parser, above_zero, exit_code, positive
+from pipelines.diffusion.outputs import free_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,9 +39,8 @@ def main(argv: Sequence[str]) -> None:
     from data.sources import check_concept
 
     check_concept(arguments.concept)
-    import torch
-
     from pipelines.components import load_components
+    from pipelines.devices import drawing_device
     from pipelines.metrics.ceiling import advice, words
     from pipelines.spaces import LatentSpace
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
             "--resolution", f"found {resolution}, expected a multiple of {components.vae_scale_factor}, one latent."
         )
     source = _source(arguments, resolution)
-    components.vae.to("cuda" if torch.cuda.is_available() else "cpu")
+    components.vae.to(drawing_device())
     space = LatentSpace(components.vae)
     scales, refused = _all_scales(space, source, arguments)
     if arguments.finest_um is not None and scales[0].um_per_px is None:
@@ -223,16 +223,8 @@ def _data_root(arguments: argparse.Namespace) -> Path:
 
 def _output_folder(arguments: argparse.Namespace) -> Path:
     """Return a folder that holds nothing yet: the one asked for, or the first free runs/NAME-vae-ceiling-N."""
-    folder: Path | None = arguments.output_dir
-    if folder is not None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(str(folder), "exists and is not empty; nothing is written over. Choose another one.")
-        return folder
     name = arguments.concept or arguments.train_data_dir.resolve().name
-    number = 0
-    while Path(f"runs/{name}-vae-ceiling-{number}").exists():
-        number += 1
-    return Path(f"runs/{name}-vae-ceiling-{number}")
+    return free_folder(arguments.output_dir, Path("runs"), f"{name}-vae-ceiling")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -18,7 +18,7 @@ FILE_NAME = "pictures.sqlite"
 VERSION = f"1 pillow {PIL.__version__} tifffile {tifffile.__version__} imagecodecs {imagecodecs.__version__}"
 _WAIT_S = 20  # for other processes that write
 _TABLES = """
-    CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime_ns INT, ctime_ns INT, sha256 TEXT);
+    CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, mtime_ns INT, ctime_ns INT, sha256 TEXT);
     CREATE TABLE IF NOT EXISTS facts (sha256 TEXT, version TEXT, line TEXT, likeness BLOB,
                                       PRIMARY KEY (sha256, version));
 """
@@ -27,7 +27,7 @@ _TABLES = """
 class FileState(NamedTuple):
     """Which file, and what changes when it is written: a state that is known stands for the content it had."""
 
-    path: str
+    path: bytes  # as the system has it: a name need not be text
     size: int
     mtime_ns: int
     ctime_ns: int  # a program may set the time of modification back, but not this one
@@ -37,7 +37,7 @@ class FileState(NamedTuple):
         """Return the state of a file; None where it cannot be had."""
         try:
             found = path.stat()
-            return FileState(os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            return FileState(os.fsencode(os.path.realpath(path)), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         except OSError:
             return None
 

@@ -17,6 +17,7 @@ from data.dataset import Sample, evenly_spaced
 from data.errors import SettingsError
 from data.randomness import permuted_index
 from data.transforms import Flip, flipped
+from data.whole_images import WholeImage, WholeImages
 
 DataFormat = Literal["mnist", "cifar10"]
 _FLIPS: tuple[Flip, ...] = ("left-right",)
@@ -139,6 +140,14 @@ class LabelledDataset:
     def training_pixels(self, num_images: int) -> dict[str, np.ndarray]:
         """Return training pictures like those of `held_out_pixels`; their difference is a metric's floor."""
         return self._even(self.training, num_images)
+
+    def whole_images(self) -> WholeImages:
+        """Return all training pictures."""
+        return WholeImages(len(self.training), self._whole)
+
+    def _whole(self, place: int) -> WholeImage:
+        pixels = _channels_first(self.training.pixels(place, self.resolution))
+        return WholeImage(pixels, self.training.caption(place), f"{self.training.name}[{place}]")
 
     def manifest(self) -> dict[str, object]:
         """Return files with their sha256, counts and settings, as JSON can hold them."""

@@ -18,6 +18,7 @@ _MICROMETRES = {
     **dict.fromkeys(("m", "meter", "metre"), 1e6),
     **dict.fromkeys(("in", "inch", "inches"), 25_400.0),
 }
+_TIFFFILE = "1.11a"  # the version of ImageJ that tifffile (2026.3) says; it leaves out a spacing that it was not told
 
 
 def tif_voxel_size_um(tif: tifffile.TiffFile) -> tuple[float, float, float] | None:
@@ -32,9 +33,14 @@ def tif_voxel_size_um(tif: tifffile.TiffFile) -> tuple[float, float, float] | No
 
 
 def _imagej_sizes_um(tif: tifffile.TiffFile) -> tuple[float, float, float] | None:
-    """ImageJ: x and y are 1 / resolution (tags 282 and 283), z is `spacing`, all in `unit`, not the tif's own unit."""
+    """ImageJ: x and y are 1 / resolution (tags 282 and 283), z is `spacing`, all in `unit`, not the tif's own unit.
+
+    ImageJ leaves out a spacing of 1, and all spacing of a single slice (ij.io.FileSaver.getDescriptionString).
+    """
     metadata = tif.imagej_metadata or {}
     scale = _MICROMETRES.get(str(metadata.get("unit", "")).casefold())
+    if metadata.get("ImageJ", _TIFFFILE) != _TIFFFILE and metadata.get("images", 1) != 1:
+        metadata = {"spacing": 1.0, **metadata}
     tags = tif.pages.first.tags
     try:
         (num_x, den_x), (num_y, den_y) = tags["XResolution"].value, tags["YResolution"].value

@@ -25,6 +25,7 @@ from finetune.core.settings import (
     LoraDreamboothSettings,
     LoraSettings,
     PivotalTuningSettings,
+    PromptedSettings,
     TextualInversionSettings,
 )
 from finetune.core.token_rows import TokenRows
@@ -46,30 +47,37 @@ VALIDATION_BINS = 4
 NEAREST_WORDS = 5
 
 
-def base(settings: ConceptSettings, accelerator: Accelerator) -> Components:
-    """Load the base model onto the run's device, with the prediction type and the noise schedule of the run."""
+def base(settings: ConceptSettings, accelerator: Accelerator, *, rounded: bool = True) -> Components:
+    """Load the base model onto the run's device, with the prediction type and the noise schedule of the run.
+
+    rounded: under mixed precision U-Net and text encoder are kept in that precision. False for a run that trains and
+    exports whole modules: what is rounded once stays so, also in float32, and autocast lowers each pass anyway.
+    """
     components = load_components(
         settings.pretrained_model_name_or_path, revision=settings.revision, variant=settings.variant
     )
+    components = placed(as_asked(components, settings), settings, accelerator)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    if rounded and dtype is not None:
+        components.unet.to(dtype)
+        components.text_encoder.to(dtype)  # not the autoencoder: half precision overflows in it
+    return components
+
+
+def as_asked(components: Components, settings: LossSettings) -> Components:
+    """Return a model with the prediction type and the noise schedule of the run."""
     if settings.prediction_type is not None:
         components = components.predicting(settings.prediction_type)
     if settings.zero_terminal_snr:
         components = components.ending_in_pure_noise()
-    return placed(components, settings, accelerator)
+    return components
 
 
 def placed(components: Components, settings: LoopSettings, accelerator: Accelerator) -> Components:
-    """Move a model to the run's device; under mixed precision what is frozen of it is kept in that precision.
-
-    What is trained is brought back to float32 by its trainable.
-    """
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    """Move a model to the run's device, its gradients and attention computed as the settings say."""
     components.unet.to(accelerator.device)
-    components.vae.to(accelerator.device)  # in float32: half precision overflows in it
+    components.vae.to(accelerator.device)
     components.text_encoder.to(accelerator.device)
-    if dtype != torch.float32:
-        components.unet.to(dtype)
-        components.text_encoder.to(dtype)
     if settings.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
     if settings.enable_xformers_memory_efficient_attention:
@@ -245,7 +253,7 @@ def learning_rates(settings: LoopSettings, rates: Mapping[str, float | None]) ->
 
 
 def identifier_report(
-    settings: ConceptSettings, images: ConceptImages, dataset: ConceptDataset, components: Components
+    settings: PromptedSettings, images: ConceptImages, dataset: ConceptDataset, components: Components
 ) -> tuple[str, ...]:
     """Return what the base already makes of the identifiers of a run's prompts, in lines; none where not asked for."""
     if not settings.identifier_report:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.dataset import Sample
 from data.errors import DataError
+from data.output_folders import refuse_unwritable
 from data.randomness import derive, permuted_index
 from finetune.core import files
 from pipelines.components import Components, build_pipeline
@@ -96,7 +97,7 @@ def _draw_missing(components: Components, recipe: ClassRecipe, home: Path, num_i
     missing = [number for number in range(num_images) if not _is_whole(home / _file_name(number), known)]
     if not missing:
         return
-    home.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(home, "--class_data_dir").mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(components)
     with tqdm(total=len(missing), unit="image", desc=f"class images: {recipe.prompt}") as bar:
         for start in range(0, len(missing), batch_size):

@@ -130,19 +130,20 @@ def prior(
     """Return images of the class drawn by the untouched base model; None where the prior is not preserved."""
     if not settings.with_prior_preservation:
         return None
+    base = components.as_loaded()  # it has yet to learn what the run has it predict
     recipe = ClassRecipe(
         prompt=settings.class_prompt or images.class_prompt,
-        base_fingerprint=components.fingerprint,
-        prediction_type=components.prediction_type,
+        base_fingerprint=base.fingerprint,
+        prediction_type=base.prediction_type,
         resolution=images.source.resolution,
         seed=settings.seed,
         num_inference_steps=CLASS_SAMPLING_STEPS,
         guidance_scale=CLASS_GUIDANCE_SCALE,
     )
     folder = settings.class_data_dir or cache_folder() / "class-images"
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), accelerator.autocast():  # the base may be in float32 under mixed precision
         return class_images(
-            components,
+            base,
             recipe,
             folder,
             num_images=settings.num_class_images,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from finetune.core import files
 # Okabe and Ito's blue and vermilion differ for every kind of colour vision
 BLUE, VERMILION, BLACK = "#0072B2", "#D55E00", "#000000"
 TOTAL = "validation_loss"  # the names of its ranges of timesteps go on with _t<first>_<last>
+RATE = "lr"  # the names of further parts' rates go on with _<part>
 _FEWEST_SMOOTHED = 10  # fewer points are seen one by one
 _SMOOTHED_SHARE = 0.1  # of all points, averaged into one
 
@@ -80,7 +82,8 @@ def figure(metrics: dict[str, Series], title: str = "") -> Figure:
     Lines carry the name of their series as their id (gid), so that they can be found.
     """
     validation = [name for name in metrics if name.startswith(TOTAL)]
-    panels = {"loss": ["loss"], TOTAL: validation, "grad_norm": ["grad_norm"], "lr": ["lr"]}
+    rates = [name for name in metrics if name == RATE or name.startswith(f"{RATE}_")]
+    panels = {"loss": ["loss"], TOTAL: validation, "grad_norm": ["grad_norm"], RATE: rates}
     known = {name for names in panels.values() for name in names}
     shown = [panel for panel, names in panels.items() if any(name in metrics for name in names)]
     shown += [name for name in metrics if name not in known]
@@ -103,9 +106,7 @@ def figure(metrics: dict[str, Series], title: str = "") -> Figure:
                 axes.set(title="gradient norm before clipping", ylabel="norm (log scale)")
                 _logarithmic(axes, [metrics["grad_norm"]])
             case "lr":
-                _plain(axes, "lr", metrics["lr"])
-                axes.set(title="learning rate", ylabel="rate (per optimiser step)", ylim=_from_zero(metrics["lr"]))
-                axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+                _rates(axes, {name: metrics[name] for name in rates})
             case "validation_loss":
                 _validation(axes, {name: metrics[name] for name in validation})
             case other:
@@ -124,23 +125,35 @@ def figure(metrics: dict[str, Series], title: str = "") -> Figure:
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Return the running mean over a tenth of the points (3 at least), centred; at both ends a line fitted to as many.
 
-    Savitzky and Golay 1964, of the first degree: a straight slope stays as it is, to its ends.
+    values: finite. Savitzky and Golay 1964, of the first degree: a straight slope stays as it is, to its ends.
     """
     window = max(3, round(len(values) * _SMOOTHED_SHARE) // 2 * 2 + 1)
     return np.asarray(savgol_filter(values, window, polyorder=1))
 
 
 def _noisy(axes: Axes, name: str, series: Series) -> None:
-    if len(series.values) < _FEWEST_SMOOTHED:
+    finite = np.isfinite(series.values)  # under fp16 the norm of a step that was skipped is infinite
+    if finite.sum() < _FEWEST_SMOOTHED:
         axes.plot(series.steps, series.values, color=BLUE, gid=name, marker="o", markersize=4)
         return
     axes.plot(series.steps, series.values, color=BLUE, alpha=0.3, linewidth=0.8, gid=name, label="logged")
-    axes.plot(series.steps, smoothed(series.values), color=BLUE, linewidth=2, gid=f"{name} smoothed", label="smoothed")
+    steps, course = series.steps[finite], smoothed(series.values[finite])
+    axes.plot(steps, course, color=BLUE, linewidth=2, gid=f"{name} smoothed", label="smoothed")
     axes.legend(frameon=False, loc="upper right")
 
 
 def _plain(axes: Axes, name: str, series: Series) -> None:
     axes.plot(series.steps, series.values, color=BLUE, gid=name, **_marked(series))
+
+
+def _rates(axes: Axes, metrics: dict[str, Series]) -> None:
+    for colour, (name, series) in zip(cycle((BLUE, VERMILION, BLACK)), metrics.items(), strict=False):
+        axes.plot(series.steps, series.values, color=colour, label=name, gid=name, **_marked(series))
+    highest = max(float(np.nanmax(series.values, initial=0.0)) for series in metrics.values())
+    axes.set(title="learning rate", ylabel="rate (per optimiser step)", ylim=(0.0, 1.1 * highest or 1.0))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    if len(metrics) > 1:
+        axes.legend(frameon=False)
 
 
 def _validation(axes: Axes, metrics: dict[str, Series]) -> None:
@@ -180,11 +193,6 @@ def _validation(axes: Axes, metrics: dict[str, Series]) -> None:
 def _marked(series: Series) -> dict[str, Any]:
     """Return the options that show single points where a line between them would be short or none."""
     return {"marker": "o", "markersize": 3.5} if len(series.values) < 3 * _FEWEST_SMOOTHED else {}
-
-
-def _from_zero(series: Series) -> tuple[float, float]:
-    highest = float(np.nanmax(series.values, initial=0.0))
-    return 0.0, 1.1 * highest or 1.0
 
 
 def _logarithmic(axes: Axes, series: Sequence[Series]) -> None:

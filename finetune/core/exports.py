@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from finetune.core.trainables import ADAPTER, Lora, WholeModule, averages
 from pipelines.adapters import FACTS_KEY, export_lora
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.embeddings import EMBEDDINGS_NAME, export_embeddings
-from pipelines.runs import is_whole, open_tuned
+from pipelines.runs import FACTS_NAME, is_whole, open_tuned
 from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
@@ -55,6 +56,8 @@ def fine_tuned(
         facts = {
             "base": components.name,
             "base_fingerprint": components.fingerprint,
+            "revision": settings.revision,
+            "variant": settings.variant,
             "prediction_type": components.prediction_type,
             "zero_terminal_snr": components.ends_in_pure_noise,
             "subject": settings.subject,
@@ -76,8 +79,8 @@ def fine_tuned(
             "guidance_scale": GUIDANCE_SCALE,
         }
         files.write_json_atomic(folder / "final.json", drawn)
-        _check_reload(settings, components, folder, prompt, live)
-        lines = _how_to_use(components, folder, dataset.captions[-1])
+        _check_reload(components, folder, prompt, live)
+        lines = _how_to_use(settings, components, folder, dataset.captions[-1])
         files.write_bytes_atomic(folder / "README.md", _card(settings, dataset, lines).encode())
         return [
             *learnt(),
@@ -109,17 +112,12 @@ def embeddings(rows: TokenRows, token: str) -> Writer:
 
 
 def whole(components: Components) -> Writer:
-    """Return the writer of a whole pipeline in diffusers' folder format, float32."""
+    """Return the writer of a whole pipeline in diffusers' folder format, float32, its entries in a file beside it."""
 
-    def write(folder: Path, _: Mapping[str, str]) -> None:
-        pipe = build_pipeline(components)
-        kept = {part: (module, module.dtype) for part, module in _modules(components).items()}
-        lowered = [(module, dtype) for module, dtype in kept.values() if dtype != torch.float32]
-        for module, _ in lowered:
-            module.float()
-        pipe.save_pretrained(folder)
-        for module, dtype in lowered:
-            module.to(dtype)
+    def write(folder: Path, header: Mapping[str, str]) -> None:
+        assert all(module.dtype == torch.float32 for module in _modules(components).values()), "nothing was rounded"
+        build_pipeline(components).save_pretrained(folder)
+        files.write_json_atomic(folder / FACTS_NAME, json.loads(header[FACTS_KEY]))
 
     return write
 
@@ -176,14 +174,7 @@ def pipeline(components: Components, parts: tuple[WholeModule, ...]) -> Callable
             for name in ("unet", "vae", "text_encoder")
         }
         target = folder / "pipeline"
-        StableDiffusionPipeline(
-            **halved,
-            tokenizer=components.tokenizer,
-            scheduler=components.sampler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(target)
+        build_pipeline(replace(components, **halved)).save_pretrained(target)
         # transformers (5.23) reads weights in the precision that the config names, and diffusers the rest in float32
         config = target / "text_encoder" / "config.json"
         facts = json.loads(config.read_text(encoding="utf-8"))
@@ -220,15 +211,8 @@ def _drawn(pipe: StableDiffusionPipeline, prompt: str) -> np.ndarray:
     ]
 
 
-def _check_reload(
-    settings: ConceptSettings, components: Components, folder: Path, prompt: str, live: np.ndarray
-) -> None:
-    fresh = open_tuned(
-        [folder],
-        base=None if is_whole(folder) else components.name,
-        revision=settings.revision,
-        variant=settings.variant,
-    )
+def _check_reload(components: Components, folder: Path, prompt: str, live: np.ndarray) -> None:
+    fresh = open_tuned([folder])
     for part, reloaded in _modules(fresh.components).items():
         trained = _modules(components)[part]
         reloaded.to(trained.device)
@@ -248,11 +232,17 @@ def _modules(components: Components) -> dict[str, Any]:
     return {"unet": components.unet, "vae": components.vae, "text_encoder": components.text_encoder}
 
 
-def _how_to_use(components: Components, folder: Path, prompt: str) -> list[str]:
-    source = folder if is_whole(folder) else components.source
+def _how_to_use(settings: ConceptSettings, components: Components, folder: Path, prompt: str) -> list[str]:
+    source = f'"{folder if is_whole(folder) else components.source}"'
+    imports = []
+    if not is_whole(folder):
+        chosen = {"revision": settings.revision, "variant": settings.variant}
+        source += "".join(f', {name}="{value}"' for name, value in chosen.items() if value is not None)
+        if settings.variant is not None:  # its text encoder would stay in the variant's precision, the U-Net not
+            imports, source = ["import torch"], f"{source}, dtype=torch.float32"
     lines = [
         "from diffusers import StableDiffusionPipeline",
-        f'pipe = StableDiffusionPipeline.from_pretrained("{source}", safety_checker=None)',
+        f"pipe = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",
     ]
     if not is_whole(folder):
         changes = [f'prediction_type="{components.prediction_type}"'] if components.predicts_otherwise else []
@@ -265,7 +255,7 @@ def _how_to_use(components: Components, folder: Path, prompt: str) -> list[str]:
             lines.append(f'pipe.load_textual_inversion("{folder}", weight_name="{EMBEDDINGS_NAME}")')
         if (folder / LORA_WEIGHT_NAME_SAFE).exists():
             lines.append(f'pipe.load_lora_weights("{folder}")')
-    return [*lines, f'image = pipe("{prompt}").images[0]']
+    return [*imports, *lines, f'image = pipe("{prompt}").images[0]']
 
 
 def _card(settings: ConceptSettings, dataset: ConceptDataset, lines: list[str]) -> str:

@@ -23,7 +23,7 @@ from finetune.core import files
 from finetune.core.checkpoint import Checkpoint, CheckpointStore
 from finetune.core.method import Batch, Method
 from finetune.core.optimizer_state import load_optimizer, optimizer_to_tensors
-from finetune.core.optimizers import build_optimizer, evaluation_weights, learning_rate
+from finetune.core.optimizers import averages_itself, build_optimizer, evaluation_weights, learning_rate
 from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
 
@@ -109,7 +109,7 @@ def train(
             if accelerator.is_main_process:
                 tracker.step(done, loss)
                 if measured or done % settings.logging_steps == 0 or done == max_train_steps:
-                    tracker.log(done, loss=loss, grad_norm=norm, lr=learning_rate(optimizer), **measured)
+                    tracker.log(done, loss=loss, grad_norm=norm, **_rates(method, optimizer), **measured)
             stop = interrupts.agreed(accelerator)
             if done % settings.checkpointing_steps == 0 or done == max_train_steps or stop:
                 if accelerator.is_main_process:
@@ -144,6 +144,16 @@ def _hold_still(method: Method, done_share: float) -> None:
             parameter.requires_grad_(start <= done_share < stop)
 
 
+def _rates(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the rate of the parts that are trained now: "lr", and "lr_<part>" of others with a factor of their own."""
+    parts = zip(method.trainables, optimizer.param_groups, strict=True)
+    trained = [(part.name, group) for part, group in parts if any(p.requires_grad for p in group["params"])]
+    factor = {name: method.learning_rate_scale.get(name, 1.0) for name, _ in trained}
+    (first, of_first), *others = trained
+    told = {"lr": learning_rate(of_first)}
+    return told | {f"lr_{name}": learning_rate(group) for name, group in others if factor[name] != factor[first]}
+
+
 class _Positions(Dataset[list[tuple[int, Sample]]]):
     """The images of a run as a torch dataset: position -> keyed samples, the prior's beside the image."""
 
@@ -172,10 +182,16 @@ def _batches(method: Method, settings: LoopSettings, accelerator: Accelerator, s
             batch_sampler=positions,
             collate_fn=Batch.collate,
             num_workers=settings.dataloader_num_workers,
+            worker_init_fn=_outlive_interrupt,
             # its base seed must not come from the global generator
             generator=torch.Generator().manual_seed(derive(settings.seed, "loader")),
         )
     )
+
+
+def _outlive_interrupt(_: int) -> None:
+    """Leave a terminal's interrupt, which every process gets, to the one that trains and needs images for its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _optimizer(method: Method, settings: LoopSettings, global_batch: int, max_steps: int) -> torch.optim.Optimizer:
@@ -245,6 +261,9 @@ def _checkpoint(
         tensors, groups = optimizer_to_tensors(optimizer, list(named.items()))
         files.save_tensors(folder / "optimizer.safetensors", tensors, {})
         files.write_json(folder / "optimizer.json", groups)
+        if averages_itself(optimizer):  # for who draws with a checkpoint; a resumed run does not read it
+            with evaluation_weights(optimizer):
+                files.save_tensors(folder / "averaged.safetensors", named, {})
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         state = {
             "step": step,

@@ -20,6 +20,8 @@ _PACKAGES: dict[OptimizerName, tuple[str, str]] = {
     "prodigy": ("prodigyopt", "optimizers"),
     "schedule_free": ("schedulefree", "optimizers"),
 }
+# what schedule-free AdamW keeps of the steps of a group
+_COUNTERS = ("k", "weight_sum", "lr_max", "scheduled_lr")
 
 
 def require(name: OptimizerName) -> None:
@@ -57,7 +59,8 @@ def build_optimizer(
     rate that it finds. warmup_steps: of the run's max_steps; schedule-free AdamW (Defazio et al. 2024) raises its rate
     over them itself, for the others that is the scheduler's task.
 
-    A parameter without a gradient (None) stays bit-equal. A rate of zero is not enough for that: Prodigy and
+    A parameter without a gradient (None) stays bit-equal; what schedule-free AdamW counts (warm-up, weights of its
+    average) begins for each group with its first gradient. A rate of zero is not enough for that: Prodigy and
     schedule-free AdamW go on with what they have averaged.
 
     Raises SettingsError for rates that differ between groups under Prodigy, and for a warm-up as long as the run.
@@ -80,21 +83,22 @@ def build_optimizer(
         case "adafactor":
             from transformers.optimization import Adafactor
 
-            # the rate is the scheduler's, not a function of the step or of the weights' size
-            return _checked(Adafactor(own, weight_decay=weight_decay, relative_step=False, scale_parameter=False))
+            # the rate is the scheduler's, not a function of the step or of the weights' size. lr: of no group, but the
+            # polynomial schedule of diffusers measures its end by this default; 1e-3 is AdamW's
+            adafactor = Adafactor(own, lr=1e-3, weight_decay=weight_decay, relative_step=False, scale_parameter=False)
+            return _checked(adafactor)
         case "schedule_free":
             from schedulefree import AdamWScheduleFree
 
             assert betas[0] > 0, "the averaged weights are found by dividing by it"
             free = AdamWScheduleFree(own, betas=betas, weight_decay=weight_decay, eps=eps, warmup_steps=warmup_steps)
             free.train()
-            return _checked(free)
+            return _counting_own_steps(_checked(free))
     assert_never(name)
 
 
-def learning_rate(optimizer: Optimizer) -> float:
-    """Return the rate at which an optimizer's first group made its last step, what it found or scheduled itself too."""
-    group = optimizer.param_groups[0]
+def learning_rate(group: Mapping[str, Any]) -> float:
+    """Return the rate at which a group of an optimizer made its last step, what it found or scheduled itself too."""
     if "scheduled_lr" in group:  # schedule-free, in its warm-up and after
         return float(group["scheduled_lr"])
     return float(group["lr"]) * float(group.get("d", 1.0))  # d: Prodigy's estimate
@@ -140,6 +144,32 @@ def _prodigy(groups: list[dict[str, Any]], betas: tuple[float, float], weight_de
         group["weight_decay"] = weight_decay
     options = {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True}
     return _checked(Prodigy(groups, betas=betas, eps=eps, **options))
+
+
+def _counting_own_steps(free: Optimizer) -> Optimizer:
+    """Have the counters of schedule-free AdamW stand still for a group in which nothing has a gradient.
+
+    It counts every call of step(), and would give the first weights of a part that is trained late the small share in
+    the average, and the small correction of Adam's second moment, that belong to a late step.
+    """
+    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def note(*_: object) -> None:
+        idle = [group for group in free.param_groups if all(p.grad is None for p in group["params"])]
+        held[:] = [(group, {name: group[name] for name in _COUNTERS}) for group in idle]
+
+    def put_back(*_: object) -> None:
+        for group, counters in held:
+            group.update(counters)
+
+    free.register_step_pre_hook(note)
+    free.register_step_post_hook(put_back)
+    return free
+
+
+def averages_itself(optimizer: Optimizer) -> bool:
+    """Return whether the weights that are to be used differ from those that are being trained."""
+    return _schedule_free(optimizer) is not None
 
 
 def _schedule_free(optimizer: Optimizer) -> Any:

@@ -215,7 +215,9 @@ class OptimiseSettings(Settings):
     dataloader_num_workers: int = Field(
         default=0, ge=0, description="processes that read images; 0: the training process"
     )
-    num_threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; none: all cores")
+    num_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of each process; none: its share of all cores"
+    )
 
     def contradictions(self) -> list[str]:
         """Return what disagrees about the length of the run and the course of the learning rate."""
@@ -373,7 +375,9 @@ class TextAdapterSettings(TextEncoderSettings):
         default=None, ge=1, description="rank of the text encoder's updates; none: --rank"
     )
     text_encoder_alpha: float | None = Field(
-        default=None, gt=0, description="alpha of the text encoder's updates; none: their rank"
+        default=None,
+        gt=0,
+        description="alpha of the text encoder's updates; none: --text_encoder_rank, or without it --lora_alpha",
     )
 
     def contradictions(self) -> list[str]:

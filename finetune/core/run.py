@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,19 +70,11 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
-            files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id))
+            files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
             accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
         status = RunStatus(run_dir)
         first_step = resume_from.step if resume_from else 0
         _tell(status, accelerator, "running", first_step, "")
-        tracker = Tracker(
-            run_dir,
-            first_step=first_step,
-            last_step=max_train_steps,
-            images_per_step=_global_batch(settings, accelerator),
-            board=_board(settings, run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
-            enabled=accelerator.is_main_process,
-        )
         meter = Meter(
             run_dir,
             first_step=first_step,
@@ -89,22 +82,21 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             num_processes=accelerator.num_processes,
         )
         try:
-            how_to_use = train(
-                method,
-                settings,
-                max_train_steps=max_train_steps,
-                accelerator=accelerator,
-                store=store,
-                tracker=tracker,
-                resume_from=resume_from,
-            )
-            tracker.close()
+            with closing(_tracker(settings, store, accelerator, first_step, max_train_steps)) as tracker:
+                how_to_use = train(
+                    method,
+                    settings,
+                    max_train_steps=max_train_steps,
+                    accelerator=accelerator,
+                    store=store,
+                    tracker=tracker,
+                    resume_from=resume_from,
+                )
             if accelerator.is_main_process:
                 meter.write(max_train_steps)
-                draw_curves(tracker.path, run_dir / "curves.png")
                 print("\n".join(how_to_use))
+                draw_curves(tracker.path, run_dir / "curves.png")
         except BaseException as error:
-            tracker.close()
             last = store.find_latest()
             state: RunState = "stopped" if isinstance(error, Stopped) else "failed"
             reason = str(error) if isinstance(error, FilrougeError) else f"{type(error).__name__}: {error}"
@@ -113,6 +105,19 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")
+
+
+def _tracker(
+    settings: LoopSettings, store: CheckpointStore, accelerator: Accelerator, first_step: int, last_step: int
+) -> Tracker:
+    return Tracker(
+        store.run_dir,
+        first_step=first_step,
+        last_step=last_step,
+        images_per_step=_global_batch(settings, accelerator),
+        board=_board(settings, store.run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
+        enabled=accelerator.is_main_process,
+    )
 
 
 def _board(settings: LoopSettings, run_dir: Path, run_id: str, first_step: int) -> Board | None:
@@ -181,12 +186,13 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
     ]
 
 
-def _manifest(method: Method, settings: LoopSettings, run_id: str) -> dict[str, Any]:
+def _manifest(method: Method, settings: LoopSettings, run_id: str, accelerator: Accelerator) -> dict[str, Any]:
     data = method.dataset.manifest()
     return {
         "method": method.name,
         "run_id": run_id,
         "seed": settings.seed,
+        "num_processes": accelerator.num_processes,
         "settings": settings.model_dump(mode="json"),
         "data": data,
         "data_hash": manifest_hash(data),
@@ -214,7 +220,7 @@ def _resume_point(
             accelerator.print(f"resume: removed {stale}, left by a save that did not end")
     checkpoint = store.resolve(settings.resume_from_checkpoint)
     before = json.loads((store.run_dir / "manifest.json").read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(_manifest(method, settings, store.run_id)))
+    now = json.loads(json.dumps(_manifest(method, settings, store.run_id, accelerator)))
     problems = [
         f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now.get(key)}."
         for key in ("method", "data", "prior", "base_fingerprint")
@@ -222,5 +228,7 @@ def _resume_point(
     ]
     if problems:
         raise OutputError(str(store.run_dir), *problems, "Start a new run with another --output_dir.")
-    refuse_changes(store.run_dir / "settings.yaml", settings)
+    # a run of an older version does not say how many there were
+    num_processes = (before.get("num_processes", accelerator.num_processes), accelerator.num_processes)
+    refuse_changes(store.run_dir / "settings.yaml", settings, num_processes)
     return checkpoint

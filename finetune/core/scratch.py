@@ -157,6 +157,7 @@ def diffusion_components(
         tokenizer=CLIPTokenizer.from_pretrained(text_folder / "tokenizer", local_files_only=True),
         scheduler=DDPMScheduler.from_config(sampler.config),
         sampler=sampler,
+        own_sampler=sampler,
         fingerprint="",
     )
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from data.errors import OutputError
-from finetune.core.option_groups import LENGTHS, Settings
+from finetune.core.option_groups import LENGTHS, OptimiseSettings, Settings
 
 # What may differ between a run and its continuation without changing what is learnt.
 FREE_ON_RESUME = frozenset(
@@ -41,18 +41,18 @@ def changed_settings(old: Mapping[str, Any], new: Settings) -> Changes:
 
     old: the mapping that `to_yaml` wrote when the run was started; an option that it lacks counts as its default, one
     that only it has is refused with None as its value now.
-    A run may grow only under a constant learning rate: every other schedule depends on the length.
+    A run may grow only where nothing depends on its length: every schedule but a constant one does, and a pivot.
     """
     now = new.model_dump(mode="json")
     then = {**_plain_defaults(new), **old}
-    constant = str(now.get("lr_scheduler")).startswith("constant")
+    may_grow = not _depends_on_length(now)
     changes = Changes({}, {})
     for name in [*now, *(name for name in old if name not in now)]:
         before, after = then.get(name), now.get(name)
         if name in now and name in then and before == after:
             continue
         grows = name in LENGTHS and isinstance(before, int) and isinstance(after, int) and after > before
-        free = name in FREE_ON_RESUME or (grows and constant)
+        free = name in FREE_ON_RESUME or (grows and may_grow)
         (changes.free if free else changes.refused)[name] = (before, after)
     return changes
 
@@ -62,10 +62,17 @@ def _plain_defaults(settings: Settings) -> dict[str, Any]:
     return settings.model_copy(update=defaults).model_dump(mode="json", include=set(defaults))
 
 
-def refuse_changes(settings_file: Path, new: Settings) -> None:
+def _depends_on_length(now: Mapping[str, Any]) -> bool:
+    """Return whether a step of a run with these settings would be another one in a longer run."""
+    return "pivot" in now or not str(now.get("lr_scheduler")).startswith("constant")
+
+
+def refuse_changes(settings_file: Path, new: OptimiseSettings, num_processes: tuple[int, int] = (1, 1)) -> None:
     """Raise OutputError naming every option that must not differ between a run and its continuation.
 
     settings_file: what `to_yaml` wrote when the run was started; OutputError too where it cannot be read.
+    num_processes: how many there were and how many there are. On another number of them --train_batch_size must change
+    so that as many images as before are taken at once: a step's place in the run says which images are its own.
     """
     try:
         old = yaml.safe_load(settings_file.read_text(encoding="utf-8"))
@@ -73,10 +80,31 @@ def refuse_changes(settings_file: Path, new: Settings) -> None:
         raise OutputError(str(settings_file), f"expected the settings of the run to resume, but {error}.") from error
     if not isinstance(old, dict):
         raise OutputError(str(settings_file), f"found {old!r}, expected the settings of the run to resume.")
-    problems = [
-        f"--{name}: found {now!r}, the run was started with {then!r}."
-        + (" It may grow, under a constant --lr_scheduler." if name in LENGTHS else "")
-        for name, (then, now) in changed_settings(old, new).refused.items()
+    refused = changed_settings(old, new).refused
+    problems = []
+    if num_processes[0] != num_processes[1]:
+        then, _ = refused.pop("train_batch_size", (new.train_batch_size, None))
+        problems += _other_images_at_once(then, new.train_batch_size, *num_processes)
+    of_length = "It may grow, under a constant --lr_scheduler."
+    if "pivot" in type(new).model_fields:
+        of_length = "It may not change: --pivot is a share of it."
+    problems += [
+        f"--{name}: found {now!r}, the run was started with {then!r}." + (f" {of_length}" if name in LENGTHS else "")
+        for name, (then, now) in refused.items()
     ]
     if problems:
         raise OutputError(str(settings_file), *problems, "Restore these, or start a new run with another --output_dir.")
+
+
+def _other_images_at_once(size_then: int, size_now: int, processes_then: int, processes_now: int) -> list[str]:
+    """Return what is wrong where processes take another number of images at once together, and how to keep it."""
+    then, now = size_then * processes_then, size_now * processes_now
+    if then == now:
+        return []
+    keep = f"Start {processes_then}"
+    if then % processes_now == 0:
+        keep = f"Write --train_batch_size {then // processes_now}, or start {processes_then}"
+    return [
+        f"--train_batch_size: found {size_now}, so {now} images at once with {processes_now} processes; the run was "
+        f"started with {size_then}, so {then} with {processes_then}. {keep}."
+    ]

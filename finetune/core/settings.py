@@ -37,12 +37,16 @@ class LoopSettings(OutputSettings, OptimiseSettings):
 class ConceptSettings(LoopSettings, LossSettings, DataSettings, ModelSettings):
     """Fine-tune a base model on a concept."""
 
+
+class PromptedSettings(ConceptSettings):
+    """Words of the prompts."""
+
     identifier_report: bool = Field(
         default=True, description="say before training what the base already makes of the words of the prompts"
     )
 
 
-class FullUnetSettings(AverageSettings, TextEncoderSettings, ConceptSettings):
+class FullUnetSettings(AverageSettings, TextEncoderSettings, PromptedSettings):
     """Fine-tune the whole U-Net of a base model on a concept."""
 
 
@@ -57,15 +61,15 @@ class TextualInversionSettings(PlaceholderSettings, ConceptSettings):
         return problems
 
 
-class DreamboothSettings(PriorSettings, AverageSettings, TextEncoderSettings, ConceptSettings):
+class DreamboothSettings(PriorSettings, AverageSettings, TextEncoderSettings, PromptedSettings):
     """Bind an identifier to a concept by training the whole U-Net, and keep what the class meant."""
 
 
-class LoraSettings(TextAdapterSettings, AdapterSettings, ConceptSettings):
+class LoraSettings(TextAdapterSettings, AdapterSettings, PromptedSettings):
     """Fine-tune low-rank updates of a base model on a concept."""
 
 
-class LoraDreamboothSettings(PriorSettings, TextAdapterSettings, AdapterSettings, ConceptSettings):
+class LoraDreamboothSettings(PriorSettings, TextAdapterSettings, AdapterSettings, PromptedSettings):
     """Bind an identifier to a concept by low-rank updates, and keep what the class meant."""
 
 
@@ -155,7 +159,7 @@ class DdpmSettings(AverageSettings, NoiseSettings, UNetSettings, LoopSettings, I
                 problems.append(
                     f"--data_format {self.data_format}: expected --train_data_dir, the folder of its files."
                 )
-            unused = {"um_per_px", "px_per_voxel", "data_root", "center_crop"}
+            unused = {"um_per_px", "px_per_voxel", "center_crop"}
             unused |= {"held_out_fraction", "split_by", "dtd_split"}
             unused |= {"px_per_voxel", "aspect_buckets", "split_by", "dtd_split"}
             problems += [

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import psutil
 import torch
 
+_LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # what accelerate launch and torchrun set
+
 
 def use_threads(num_threads: int | None, device: torch.device) -> None:
     """Let torch use num_threads threads; none: all cores of a CPU run, as num_launched_threads finds."""
@@ -26,10 +28,9 @@ def num_cores() -> int:
 def num_launched_threads(environment: Mapping[str, str], cores: int) -> int | None:
     """Return the threads for each of a machine's launched processes, or None where torch's own choice stands.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 where neither it nor its configuration was told a number, and a
-    run on the CPU would leave all cores but one idle. A larger number was somebody's choice.
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS to 1 where they were told no number, and a run on the CPU
+    would leave all cores but one idle. A larger number was somebody's choice.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in environment
-    if not launched or environment.get("OMP_NUM_THREADS") != "1":
+    if environment.keys().isdisjoint(_LAUNCHERS) or environment.get("OMP_NUM_THREADS") != "1":
         return None
     return max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))

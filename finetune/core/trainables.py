@@ -21,7 +21,7 @@ CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
 
 
 class WholeModule:
-    """All the weights of one module, in float32.
+    """All the weights of one module, float32 as they were read: what was rounded on the way would stay so.
 
     ema_decay: keeps an exponential moving average of the weights, `averaged`, with the decay warmed up as
     min(ema_decay, (1 + step) / (10 + step)).
@@ -29,7 +29,7 @@ class WholeModule:
 
     def __init__(self, name: str, module: nn.Module, ema_decay: float | None = None) -> None:
         self.name, self.module, self.ema_decay = name, module, ema_decay
-        module.requires_grad_(True).float()
+        module.requires_grad_(True)
         self.averaged = {} if ema_decay is None else {k: v.detach().clone() for k, v in self._weights().items()}
 
     def named_parameters(self) -> dict[str, nn.Parameter]:

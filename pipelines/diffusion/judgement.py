@@ -30,21 +30,39 @@ ByKind = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class RealPictures:
-    """Training and held-out pictures by kind, of the kinds that have both. um_per_px: None where it is unknown."""
+    """Training and held-out pictures by kind, of the kinds that have two or more of both.
+
+    um_per_px: None where it is unknown. left_out: the other kinds, which cannot be judged.
+    """
 
     training: ByKind
     held_out: ByKind
     um_per_px: float | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: PixelModel, dataset: ConceptDataset, num_images: int) -> RealPictures:
-        """Return at most num_images pictures of each side, as many of each kind as there are."""
+        """Return at most num_images pictures of each side, as many of each kind as there are.
+
+        Raises DataError where no kind can be judged.
+        """
         training, held_out = (
             {kind: to_images(model, pixels) for kind, pixels in pictures(model, dataset, side, num_images).items()}
             for side in ("training", "held-out")
         )
-        kinds = [kind for kind in training if kind in held_out]
-        return cls({kind: training[kind] for kind in kinds}, {kind: held_out[kind] for kind in kinds}, model.um_per_px)
+        kinds = [kind for kind in training if min(len(training[kind]), len(held_out.get(kind, ()))) > 1]
+        if not kinds:
+            raise DataError(
+                "pictures of the run",
+                "found no kind with two or more training and held-out pictures, among which to judge. Train with more "
+                "pictures of a kind, or a larger --held_out_fraction.",
+            )
+        return cls(
+            {kind: training[kind] for kind in kinds},
+            {kind: held_out[kind] for kind in kinds},
+            model.um_per_px,
+            tuple(kind for kind in dict.fromkeys([*training, *held_out]) if kind not in kinds),
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:

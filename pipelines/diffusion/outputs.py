@@ -1,19 +1,21 @@
-"""Where the commands of this package write, and the numbers beside their pictures."""
+"""Where the commands of this package write."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from data.errors import OutputError
+from data.output_folders import refuse_unwritable
 
 
 def free_folder(asked: Path | None, above: Path, stem: str) -> Path:
-    """Return a folder that holds nothing yet: the one asked for, or the first free `above`/`stem`-N.
+    """Return a folder that holds nothing yet and can be written: the one asked for, or the first free `above`/`stem`-N.
 
-    Raises OutputError where the one asked for holds something.
+    Raises OutputError where the one asked for holds something, and as `refuse_unwritable` does.
     """
     if asked is not None:
-        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+        refuse_unwritable(asked)
+        if asked.exists() and any(asked.iterdir()):
             raise OutputError(
                 str(asked), "exists and is not empty; nothing is written over. Choose another --output_dir."
             )
@@ -21,4 +23,4 @@ def free_folder(asked: Path | None, above: Path, stem: str) -> Path:
     number = 0
     while (above / f"{stem}-{number}").exists():
         number += 1
-    return above / f"{stem}-{number}"
+    return refuse_unwritable(above / f"{stem}-{number}")

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from data.errors import SettingsError
-from pipelines.components import Components, load_components
+from pipelines.components import Components
+from pipelines.devices import move
 from pipelines.evaluation.states import AskedRun
 from pipelines.fingerprints import weights_fingerprint
-from pipelines.runs import is_whole, predicting_as, read_facts
-
-
-@dataclass(frozen=True)
-class BaseNeed:
-    """A base as it is asked for. name: as `load_components` takes it. The others: how it predicts; None is its own."""
-
-    name: str
-    prediction_type: str | None = None
-    zero_terminal_snr: bool = False
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return how the base predicts, as `predicting_as` reads it."""
-        facts: dict[str, Any] = {"zero_terminal_snr": self.zero_terminal_snr}
-        return facts if self.prediction_type is None else {**facts, "prediction_type": self.prediction_type}
+from pipelines.runs import BaseNeed, is_whole, read_facts
 
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """A base that runs stand on.
+    """A base that runs stand on, as it stands in its folder: what a run has it predict is the run's own.
 
     need: what it was loaded from. identity: a hash of all its weights and of how it is sampled.
     """
@@ -46,14 +32,13 @@ class BaseModel:
     @staticmethod
     def load(label: str, need: BaseNeed, device: torch.device | str) -> BaseModel:
         """Load a base. Raises SettingsError where there is no such model."""
-        components = predicting_as(load_components(need.name), need.facts)
+        components = need.load()
         identity = hashlib.sha256(components.fingerprint.encode())
         for module in (components.text_encoder, components.vae):
             identity.update(weights_fingerprint(module).encode())
         for scheduler in (components.scheduler, components.sampler):
             identity.update(f"{type(scheduler).__name__}{sorted(scheduler.config.items())}".encode())
-        for module in (components.unet, components.vae, components.text_encoder):
-            module.to(device)
+        move(components, device)
         return BaseModel(label, need, components, identity.hexdigest())
 
 
@@ -64,16 +49,21 @@ def base_of(run: AskedRun, asked_for: str | None) -> tuple[BaseNeed, str | None]
 
     Raises SettingsError for a whole model that does not say what it was made from.
     """
-    facts = run.manifest if is_whole(run.path) else read_facts(run.path)
-    name = asked_for or facts.get("base") or (None if is_whole(run.path) else "swatch")
-    if name is None:
+    facts = _told_by_manifest(run.manifest) | read_facts(run.path)
+    if is_whole(run.path) and asked_for is None and facts.get("base") is None:
         raise SettingsError(
             str(run.path),
             "is a whole model without the manifest of a run, which would say what it was trained from. "
             "Name its base: --pretrained_model_name_or_path.",
         )
-    need = BaseNeed(str(name), facts.get("prediction_type"), bool(facts.get("zero_terminal_snr")))
-    return need, facts.get("base_fingerprint")
+    return BaseNeed.of(facts, asked_for), facts.get("base_fingerprint")
+
+
+def _told_by_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's manifest says of its base, under the names of the facts."""
+    settings = manifest.get("settings", {})
+    said = {key: manifest.get(key) for key in ("base", "base_fingerprint")}
+    return {**said, **{key: settings.get(key) for key in ("revision", "variant")}}
 
 
 def load_bases(

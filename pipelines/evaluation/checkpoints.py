@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from data.errors import OutputError
 from pipelines.adapters import opened
 from pipelines.embeddings import EMBEDDINGS_NAME, placeholder_tokens
-from pipelines.evaluation.states import checkpoint_records
+from pipelines.evaluation.states import AVERAGED, checkpoint_records
 
-_AVERAGED = "ema/"  # what a run with an average of its weights exports
+_MOVING_AVERAGE = "ema/"  # what a run with an average of its weights exports
 _FACTOR = re.compile(r"(\.lora_A|\.lora_B|\.lora_magnitude_vector)\.([^.]+)")
 
 
@@ -24,11 +24,18 @@ def restore_checkpoint(pipeline: StableDiffusionPipeline, run: Path, checkpoint:
     """Replace what a run has trained, in the pipeline of its result, by the weights of one of its checkpoints.
 
     run: the folder of the result, whose adapter files say how the factors are scaled. Low-rank adapters, the rows of
-    a learned word, and whole modules (their average, where the run kept one) are known.
+    a learned word, and whole modules (their average, where the run kept one) are known. Where the optimizer trains at
+    another point than the one that is to be used, the latter is taken.
     Raises OutputError for a checkpoint that is damaged, or whose tensors are not those of the pipeline.
     """
-    for name in checkpoint_records(checkpoint):
-        tensors = load_file(checkpoint / name)
+    names = checkpoint_records(checkpoint)
+    averaged = load_file(checkpoint / AVERAGED) if AVERAGED in names else {}
+    for name in names:
+        if name == AVERAGED:
+            continue
+        part = f"{name.removesuffix('.safetensors')}/"
+        used = {key.removeprefix(part): tensor for key, tensor in averaged.items() if key.startswith(part)}
+        tensors = {**load_file(checkpoint / name), **used}
         where = f"{checkpoint / name}"
         if name in ("unet_lora.safetensors", "text_encoder_lora.safetensors"):
             module = pipeline.unet if name.startswith("unet") else pipeline.text_encoder
@@ -37,11 +44,16 @@ def restore_checkpoint(pipeline: StableDiffusionPipeline, run: Path, checkpoint:
             _copy_rows(where, pipeline, run, tensors["rows"])
         elif name in ("unet.safetensors", "text_encoder.safetensors"):
             module = pipeline.unet if name.startswith("unet") else pipeline.text_encoder
-            averaged = {key.removeprefix(_AVERAGED): t for key, t in tensors.items() if key.startswith(_AVERAGED)}
             weights = {key: tensor for key, tensor in module.state_dict().items() if tensor.is_floating_point()}
-            _copy(where, weights, averaged or tensors)
+            _copy(where, weights, _of_moving_average(tensors) or tensors)
         else:
             raise OutputError(where, "is no part that can be drawn with. Give --checkpoints last for this run.")
+
+
+def _of_moving_average(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(_MOVING_AVERAGE): tensor for key, tensor in tensors.items() if key.startswith(_MOVING_AVERAGE)
+    }
 
 
 def _factors(module: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from scipy import stats
 
 from pipelines.evaluation.asked_claims import AskedClaim, Side
 from pipelines.evaluation.result import Claim, Result
+from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
 from pipelines.metrics.fidelity import holm
 
 LEVEL = 0.05
@@ -57,7 +58,7 @@ def judge_claims(asked: Sequence[AskedClaim], quantity: Callable[[AskedClaim, st
     for claim in asked:
         first, second = sides[claim]
         if claim not in tests or first is None or second is None:
-            found.append(Claim(claim.text, "inconclusive", "not measured"))
+            found.append(Claim(claim.text, "inconclusive", "not measured, or on too few images"))
             continue
         p = adjusted[names[claim]]
         found.append(Claim(claim.text, _verdict(tests[claim][0], p), _effect(claim, first, second, p)))
@@ -72,6 +73,8 @@ def claimed(result: Result) -> Callable[[AskedClaim, str], Quantity | None]:
     def quantity(claim: AskedClaim, run: str) -> Quantity | None:
         score = result.scores_of(models[run]).get(claim.measure)
         if score is None or score.value is None or score.low is None or score.high is None:
+            return None
+        if score.num_images < FEWEST_FOR_A_VERDICT:
             return None
         return Quantity.of_interval(score.value, score.low, score.high)
 

@@ -14,38 +14,50 @@ from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages
 from pipelines.evaluation.result import Copied, Score
 from pipelines.evaluation.store import ImageStore
-from pipelines.metrics.copying import Copying, Match, TrainingImages, calibrated, comparer_id
+from pipelines.metrics.copying import Copying, Group, calibrated, comparer_id
+from pipelines.metrics.training_images import Match, TrainingImages
+from pipelines.whole_pictures import WholePictures
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Training images, ready to be searched, their keys in the store, and the held-out images that calibrate it."""
+    """Whole training images, ready to be searched, and the held-out images by caption that calibrate the search.
+
+    num_training: how many there are, of which those of the index are an even choice.
+    """
 
     index: TrainingImages
-    training_keys: tuple[str, ...]
-    held_out: np.ndarray
+    pictures: WholePictures
+    num_training: int
+    held_out: Mapping[str, np.ndarray]
+
+    @property
+    def words(self) -> str:
+        """What is searched in."""
+        searched, number = len(self.index), self.num_training
+        part = f"all {number}" if searched == number else f"{searched} of {number}, evenly spaced,"
+        return f"copies were searched in {part} training images, at every place of each"
 
     @cached_property
-    def held_out_matches(self) -> list[Match]:
-        """The training image most like each held-out image: the same for all models of these training images."""
-        return self.index.nearest(self.held_out) if len(self.held_out) else []
+    def held_out_matches(self) -> dict[str, list[Match]]:
+        """The place most like each held-out image by caption: the same for all models of these training images."""
+        return {caption: self.index.nearest(images) for caption, images in self.held_out.items() if len(images)}
 
 
 class Searches:
-    """The search of each set of real images, made once for all runs that learnt from them."""
+    """The search of each set of real images, made once for all runs that learnt from them. most: to search in."""
 
-    def __init__(self, store: ImageStore) -> None:
-        self._store = store
-        self._known: dict[tuple[tuple[str, ...], str], Search] = {}
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: dict[tuple[str, tuple[int, int]], Search] = {}
 
-    def of(self, real: RealImages) -> Search:
-        """Return the search of real images; the training images are kept in the store, to be shown."""
-        training = np.concatenate(list(real.training.values()))
-        held_out = np.concatenate([*real.held_out.values(), np.empty((0, *training.shape[1:]), np.float32)])
-        keys = tuple(keep_beside(self._store, training, "real"))
-        name = keys, hashlib.sha256(held_out.tobytes()).hexdigest()
+    def of(self, real: RealImages, image_shape: tuple[int, int]) -> Search:
+        """Return the search of real images for images of a shape (rows, columns)."""
+        name = real.data_hash, image_shape
         if name not in self._known:
-            self._known[name] = Search(TrainingImages(training), keys, held_out)
+            pictures = WholePictures(real.whole).spread(self._most)
+            index = TrainingImages(pictures, image_shape)
+            self._known[name] = Search(index, pictures, len(real.whole), real.held_out)
         return self._known[name]
 
 
@@ -59,23 +71,27 @@ class Copies:
     @staticmethod
     def of(run: str, plan: Plan, real: RealImages, searches: Searches) -> Copies | None:
         """Return it; None where the sizes differ, so that nothing can be compared pixel by pixel."""
-        if next(iter(real.training.values())).shape[1:3] != (plan.axes.size_px,) * 2:
+        size_px = plan.axes.size_px, plan.axes.size_px
+        if next(iter(real.training.values())).shape[1:3] != size_px:
             return None
         asked = {
             question.text: place
             for place, question in reversed(list(enumerate(plan.asked)))
             if run in question.caption_of
         }
-        return Copies(searches.of(real), asked)
+        return Copies(searches.of(real, size_px), asked)
 
     def measure(self, subject: Subject, images: Images, *, seed: int) -> Copying | None:
         """Return how near a model's images of its captions are to the training images; None where it was asked none."""
-        drawn = [images.pictures(subject, place) for place in self.asked.values()]
-        if not sum(map(len, drawn)):
+        drawn = {caption: images.pictures(subject, place) for caption, place in self.asked.items()}
+        if not sum(map(len, drawn.values())):
             return None
+        found = iter(self.search.index.nearest(np.concatenate(list(drawn.values()))))
         return calibrated(
-            self.search.index.nearest(np.concatenate(drawn)),
-            self.search.held_out_matches,
+            [
+                Group([next(found) for _ in pictures], self.search.held_out_matches.get(caption, []))
+                for caption, pictures in drawn.items()
+            ],
             num_training=len(self.search.index),
             comparer_id=comparer_id(self.search.index),
             seed=seed,
@@ -91,17 +107,19 @@ class Copies:
         limit: int,
         store: ImageStore,
     ) -> list[Copied]:
-        """Return the generated images most like a training image, the most similar first.
+        """Return the generated images most like a window of a training image, the most similar first.
 
-        Their differences from it are put into the store.
+        These windows, and the differences from them, are put into the store.
         """
         cells = [
             cell for place in self.asked.values() for cell in images.cells.get((subject.arm, subject.place, place), [])
         ]
-        worst = found.worst[:limit]
+        worst, index = found.worst[:limit], self.search.index
         drawn = store.read_all(plan.key(cells[match.image]) for match in worst).astype(np.float32) / 255
-        differences = np.stack(
-            [self.search.index.difference(picture, match) for picture, match in zip(drawn, worst, strict=True)]
+        windows = np.stack([index.window(match) for match in worst])
+        differences = np.stack([index.difference(picture, match) for picture, match in zip(drawn, worst, strict=True)])
+        kept = zip(
+            worst, keep_beside(store, windows, "real"), keep_beside(store, differences, "difference"), strict=True
         )
         return [
             Copied(
@@ -109,14 +127,15 @@ class Copies:
                 cells[match.image].asked,
                 cells[match.image].seed,
                 plan.key(cells[match.image]),
-                self.search.training_keys[match.training],
+                window,
                 difference,
                 float(match.ncc),
                 match.pose,
-                match.shift_px,
+                index.beyond_px(match),
                 match.image in found.flagged,
+                self.search.pictures.place(match.training, index.origin_px(match)),
             )
-            for match, difference in zip(worst, keep_beside(store, differences, "difference"), strict=True)
+            for match, window, difference in kept
         ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from pipelines.evaluation.states import AskedRun
+from pipelines.evaluation.states import AVERAGED, AskedRun
 
 SKILL = 0.8  # to which the time is told
 COST = "cost.jsonl"  # in a run's folder: a line for each session of its training
@@ -74,7 +74,7 @@ def _num_trained(run: AskedRun) -> int | None:
     files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     count = 0
     for path in files:
-        if path.name == "optimizer.safetensors":
+        if path.name in ("optimizer.safetensors", AVERAGED):  # what is in it has been counted
             continue
         with safe_open(path, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118

@@ -108,28 +108,36 @@ class Cell:
 
 
 def asked_of(
-    prompts: Sequence[Prompt], captions: Mapping[str, Sequence[str]], base_prompts: Mapping[str, str]
+    prompts: Sequence[Prompt], captions: Mapping[str, Sequence[str]], base_prompts: Mapping[str, Mapping[str, str]]
 ) -> tuple[Asked, ...]:
-    """Return the prompts with each run's captions in them, each text once for the runs that share it.
+    """Return the prompts with each run's captions in them, each text once for the runs whose base is asked the same.
 
-    captions: by the label of the run. base_prompts: what the base is asked in place of a prompt with a new word.
+    captions: by the label of the run. base_prompts: by the label of the run, what its base is asked in place of a
+    prompt with a new word, which another run may have begun from another word. Rings are asked as they stand.
     A prompt with {caption} is asked of no run without captions.
     """
     found: list[Asked] = []
     for prompt in prompts:
-        texts: dict[str, set[str] | None] = {}
-        if CAPTION in prompt.text:
-            for label, own in captions.items():
-                for caption in own:
-                    texts.setdefault(prompt.text.replace(CAPTION, caption), set()).add(label)  # type: ignore[union-attr]
-        else:
-            texts[prompt.text] = None
-        for text, runs in texts.items():
-            caption_of = frozenset(label for label, own in captions.items() if text in own)
-            found.append(
-                Asked(text, base_prompts.get(text, text), prompt, None if runs is None else frozenset(runs), caption_of)
-            )
+        groups = _groups(prompt, captions, base_prompts)
+        is_of_all = CAPTION not in prompt.text and len(groups) == 1
+        for (text, base_text), runs in groups.items():
+            caption_of = frozenset(label for label in runs if text in captions[label])
+            found.append(Asked(text, base_text, prompt, None if is_of_all else frozenset(runs), caption_of))
     return tuple(found)
+
+
+def _groups(
+    prompt: Prompt, captions: Mapping[str, Sequence[str]], base_prompts: Mapping[str, Mapping[str, str]]
+) -> dict[tuple[str, str], set[str]]:
+    """Return the runs that are asked a prompt, by their text and their base's."""
+    is_literal = CAPTION not in prompt.text
+    if is_literal and (prompt.ring is not None or not captions):
+        return {(prompt.text, prompt.text): set(captions)}
+    groups: dict[tuple[str, str], set[str]] = {}
+    for label, own in captions.items():
+        for text in [prompt.text] if is_literal else [prompt.text.replace(CAPTION, caption) for caption in own]:
+            groups.setdefault((text, base_prompts.get(label, {}).get(text, text)), set()).add(label)
+    return groups
 
 
 def cells(

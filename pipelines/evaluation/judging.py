@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.exits import DISK_ERRORS
 from pipelines.evaluation.copies import Copies, Searches, copying_scores, keep_beside
 from pipelines.evaluation.cost import cost_of
 from pipelines.evaluation.drawing import count_tokens_cut
@@ -58,9 +59,14 @@ NUM_COPIES = 10  # pairs shown of each run
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured. num_real: real images of each caption. The others: of the noise-prediction drift."""
+    """How much is measured.
+
+    num_real: real images of each caption. num_searched: training images that copies are searched in, at most. The
+    others: of the noise-prediction drift.
+    """
 
     num_real: int
+    num_searched: int
     num_timesteps: int
     images_per_prompt: int
 
@@ -121,7 +127,9 @@ def judge(
     models = {arm: number for number, arm in enumerate(plan.arms)}
     images = Images(plan, store, extractor)
     opener = PipelineOpener(plan.bases, plan.runs, device)
-    context = _Context(plan, store, Searches(store), images, models, opener, effort, limits, seed, progress)
+    context = _Context(
+        plan, store, Searches(effort.num_searched), images, models, opener, effort, limits, seed, progress
+    )
     found = _Found(statements=list(statements))
     shown = [_model(plan, arm) for arm in plan.arms]
     pictures = [Picture(models[cell.arm], cell.asked, cell.place, cell.seed, plan.key(cell)) for cell in plan.cells]
@@ -138,7 +146,7 @@ def judge(
                 name = "real, held out" if len(real_models) == 1 else f"real, held out ({len(real_models)})"
                 shown.append(Model(name, "", None, 1.0, "", is_base=False, is_real=True))
             pictures += _real_pictures(run, real, real_models[source], context)
-    _write_choices(plan, store, found.choices)
+    found.statements += _write_choices(plan, store, found.choices)
     return Result(
         title=title,
         models=tuple(shown),
@@ -213,7 +221,11 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
             f"{run.label}: images are not of the size of its training images: copying is not measured."
         )
     elif copies.search.held_out_matches:
-        found.held_out_ncc[run.label] = tuple(float(match.ncc) for match in copies.search.held_out_matches)
+        found.held_out_ncc[run.label] = tuple(
+            float(match.ncc) for matches in copies.search.held_out_matches.values() for match in matches
+        )
+    if copies is not None:
+        found.statements.append(f"{run.label}: {copies.search.words}")
     return _Reference(run, reported, seen, learning, choosing, copies)
 
 
@@ -222,7 +234,7 @@ def _num_states(run: AskedRun, plan: Plan) -> int:
 
 
 def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, found: _Found) -> None:
-    """Measure every model of a run under every sampler, and judge the run by the first of both."""
+    """Measure every model of a run under every sampler, and judge the run by the first, at one strength."""
     plan = context.plan
     reference = _reference(run, real, context, found)
     arms = [arm for arm in plan.arms if arm.run == run.label]
@@ -243,7 +255,7 @@ def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, foun
             assert arm.state is not None
             subject, step = Subject(arm, place), arm.state.step
             one = _measure_model(subject, reference, rings, context, found)
-            if place == 0 and arm.weight == plan.axes.weights[0]:
+            if place == 0 and arm.weight == plan.axes.judged_weight:
                 judged[step] = one
                 if rings and step is not None:
                     prior.append((step, rings.prior(subject)))
@@ -275,7 +287,7 @@ def _measure_model(subject: Subject, reference: _Reference, rings: Rings, contex
     found.measured.append(Measured(number, subject.place, scores))
     state = subject.arm.state
     assert state is not None
-    if subject.place == 0 and subject.arm.weight == context.plan.axes.weights[0] and state.folder is None:
+    if subject.place == 0 and subject.arm.weight == context.plan.axes.judged_weight and state.folder is None:
         _show_result(subject, reference, copied, context, found)
     return Judged(state.step or 0, skill, forgetting, None if copied is None else copied.auc)
 
@@ -333,7 +345,7 @@ def _conclude(
         reason = "the only state that was evaluated"
         choice = Choice(choice.step, f"{reason}; {choice.reason}" if choice.dropped else reason, None, choice.dropped)
     step = choice.step if choice.step is not None else max((s for s in judged if s is not None), default=None)
-    arms = [arm for arm in context.plan.arms if arm.run == run.label and arm.weight == context.plan.axes.weights[0]]
+    arms = [arm for arm in context.plan.arms if arm.run == run.label and arm.weight == context.plan.axes.judged_weight]
     arm = next((arm for arm in arms if arm.state is not None and (arm.state.step or 0) == (step or 0)), arms[-1])
     number = context.models[arm]
     scores = next(m.scores for m in found.measured if (m.model, m.sampling) == (number, 0))
@@ -394,9 +406,20 @@ def _real_pictures(run: AskedRun, real: RealImages, model: int, context: _Contex
     return found
 
 
-def _write_choices(plan: Plan, store: ImageStore, choices: Mapping[str, Choice]) -> None:
+def _write_choices(plan: Plan, store: ImageStore, choices: Mapping[str, Choice]) -> list[str]:
+    """Write what was chosen into the run's folders; return what could not be written, in words."""
+    problems = []
     for label, choice in choices.items():
         path = plan.runs[label].path
         if path.is_dir() and choice.step is not None:
             content = choice.as_json() | {"evaluation": str(store.folder)}
-            write_text(path / CHOICE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            try:
+                write_text(path / CHOICE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            except OSError as error:
+                if error.errno in DISK_ERRORS:
+                    raise
+                problems.append(
+                    f"{label}: {CHOICE} cannot be written into its folder ({error.strerror}): --select best will not "
+                    f"know that step {choice.step} was chosen."
+                )
+    return problems

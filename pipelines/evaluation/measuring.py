@@ -136,7 +136,12 @@ def learning_scores(
         scores["adherence"] = (
             Score.none("; ".join(adhered.caveats) or "the classifier names hardly any real image")
             if adhered.ratio is None
-            else Score.of(adhered.ratio, learning.extractor_id, "; ".join(adhered.caveats))
+            else Score.of(
+                adhered.ratio,
+                learning.extractor_id,
+                "; ".join(adhered.caveats),
+                1 / len(adhered.classes) / adhered.real_accuracy.value,  # what naming by chance gives
+            )
         )
     else:
         scores["adherence"] = Score.none("one caption only: nothing to tell apart")
@@ -217,17 +222,18 @@ def _mean_skill(found: Sequence[Fidelity], kernel: str, extractor_id: str, seed:
         of = f" ({len(undefined)} of {len(each)} captions)" if len(each) > 1 else ""
         return Score.none(IN_WORDS[undefined[0]] + of)
     mean = mean_over_prompts([one.skill for one in each if one.skill is not None], seed=seed)
-    words = _skill_words(mean)
+    words = _skill_words(mean, [one.verdict == "as near as real images" for one in each])
     caveats = {caveat for one in found for caveat in one.caveats}
     return Score.of(mean, extractor_id, "; ".join([words, *sorted(caveats)]))
 
 
-def _skill_words(skill: Estimate) -> str:
+def _skill_words(skill: Estimate, alike: Sequence[bool]) -> str:
+    """alike: for each caption whether its images are not told apart from real ones, by a test of their own."""
     if skill.high < 0:
         return IN_WORDS["worse"]
     if skill.low <= 0:
         return IN_WORDS["inconclusive"]
-    return IN_WORDS["as near as real images"] if skill.high >= 1 else IN_WORDS["better"]
+    return IN_WORDS["as near as real images"] if all(alike) else IN_WORDS["better"]
 
 
 def _diversity(subject: Subject, images: Images, learning: Learning, seed: int) -> dict[str, Score]:

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from data.errors import SettingsError
 from pipelines.components import build_pipeline
+from pipelines.devices import move
 from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.checkpoints import restore_checkpoint
 from pipelines.evaluation.grid import Arm
@@ -64,9 +65,8 @@ def result_first(arm: Arm) -> tuple[bool, str, bool, int]:
 def open_run(run: AskedRun, base: BaseModel, device: torch.device | str) -> StableDiffusionPipeline:
     """Return the pipeline of a run's result on a device."""
     whole = is_whole(run.path)
-    model = open_tuned([run.path], base=None if whole else base.components.source)
-    for module in (model.components.unet, model.components.vae, model.components.text_encoder):
-        module.to(device)
+    model = open_tuned([run.path], base=None if whole else base.need.name)
+    move(model.components, device)
     return model.pipeline
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from data.errors import SettingsError
 from data.randomness import derive
 from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.grid import Arm, Asked, Cell, Sampling, cells
@@ -20,6 +21,11 @@ class Axes:
     samplings: tuple[Sampling, ...]
     seeds: tuple[int, ...]
     size_px: int
+
+    @property
+    def judged_weight(self) -> float:
+        """The strength at which runs are judged: as trained, or the first where that is not asked for."""
+        return 1.0 if 1.0 in self.weights else self.weights[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +64,16 @@ def make_plan(
     bases: Mapping[str, BaseModel],
     runs: Sequence[tuple[AskedRun, str, Sequence[State]]],
 ) -> Plan:
-    """Return the plan of runs, each with the label of its base and its states."""
+    """Return the plan of runs, each with the label of its base and its states.
+
+    Raises SettingsError for prompts that are measured and have one seed only.
+    """
+    if alone := [question.text for question in asked if _is_measured(question) and _num_seeds(question, axes) < 2]:
+        raise SettingsError(
+            "--seeds",
+            f"found one seed for {', '.join(repr(text) for text in dict.fromkeys(alone))}, expected two or more: their "
+            "images are compared as sets. To look at single images, take pipelines/generate.py.",
+        )
     arms = [Arm(label, None, 1.0, label) for label in bases]
     for run, base, states in runs:
         arms += [Arm(run.label, state, weight, base) for state in states for weight in axes.weights]
@@ -70,3 +85,11 @@ def make_plan(
         if cell.arm.is_base and asked[cell.asked].prompt.ring is not None
     )
     return Plan(axes, asked, tuple(arms), everything, floor, bases, {run.label: run for run, _, _ in runs})
+
+
+def _is_measured(question: Asked) -> bool:
+    return bool(question.caption_of) or question.prompt.ring is not None or question.prompt.between is not None
+
+
+def _num_seeds(question: Asked, axes: Axes) -> int:
+    return len(set(question.prompt.seeds or axes.seeds))

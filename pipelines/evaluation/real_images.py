@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import FilrougeError
+from data.whole_images import WholeImages
 from pipelines.evaluation.states import AskedRun
 from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
 from pipelines.run_data import reopened
@@ -19,14 +20,17 @@ MOST_OF_ONE = 8  # captions asked of a run whose images each have their own
 
 @dataclass(frozen=True)
 class RealImages:
-    """Training and held-out images by caption, float32 (N, H, W, 3) in [0, 1].
+    """Training and held-out images by caption, float32 (N, H, W, 3) in [0, 1], of which there may be more.
 
-    um_per_px: their scale; None where they have none. are_slices: whether they are cut from volumes, so that they have
-    grey values and no colour.
+    whole: all training images before they are cut. data_hash: equal for runs of the same images and words. um_per_px:
+    their scale; None where they have none. are_slices: whether they are cut from volumes, so that they have grey values
+    and no colour.
     """
 
     training: Mapping[str, np.ndarray]
     held_out: Mapping[str, np.ndarray]
+    whole: WholeImages
+    data_hash: str
     um_per_px: float | None
     are_slices: bool
 
@@ -56,7 +60,7 @@ class RealImages:
 
 
 def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None, str]:
-    """Return at most num_images real images of each caption, or None; and what is missing, in words.
+    """Return at most num_images real images of each caption and all training images, or None; and what is missing.
 
     Nothing is missing where the words are empty. A run whose data has changed or is gone has no real images.
     """
@@ -70,7 +74,14 @@ def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None,
         training, held_out = (_pictures(group) for group in _groups(dataset, num_images))
     except FilrougeError as error:
         return None, f"its data cannot be opened again ({error}): learning and copying are not measured."
-    real = RealImages(training, held_out, dataset.um_per_px, bool(dataset.grey_values))
+    real = RealImages(
+        training,
+        held_out,
+        dataset.whole_images(),
+        run.manifest["data_hash"],
+        dataset.um_per_px,
+        bool(dataset.grey_values),
+    )
     if not held_out:
         return real, "has no held-out images: learning is not measured, and copying is not calibrated."
     if not real.captions:
@@ -106,14 +117,15 @@ def _pictures_by_caption(run: AskedRun) -> Counter[str]:
     return Counter(picture["caption"] for picture in pictures if picture.get("caption"))
 
 
+def to_pictures(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels (..., 3, H, W) in [-1, 1] as pictures (..., H, W, 3) float32 in [0, 1]."""
+    return np.clip((np.moveaxis(pixels, -3, -1) + 1) / 2, 0, 1).astype(np.float32)
+
+
 def _groups(dataset: Any, num_images: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
     return dataset.training_pixels(num_images), dataset.held_out_pixels(num_images)
 
 
 def _pictures(pixels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) in [0, 1]."""
-    return {
-        caption: np.clip((images.transpose(0, 2, 3, 1) + 1) / 2, 0, 1).astype(np.float32)
-        for caption, images in pixels.items()
-        if len(images)
-    }
+    return {caption: to_pictures(images) for caption, images in pixels.items() if len(images)}

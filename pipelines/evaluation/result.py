@@ -34,16 +34,23 @@ KINDS: Mapping[str, Kind] = {
     ),
     "kid_skill": Kind("skill, kernel distance", "learning", "up", "the same with the cubic kernel", 0.0),
     "adherence": Kind(
-        "adherence", "learning", "up", "how often a classifier of real images names the caption, over held-out images"
+        "adherence",
+        "learning",
+        "up",
+        "how often a classifier of real images names the caption, over held-out images; the floor is chance",
     ),
-    "drift": Kind("noise drift", "forgetting", "down", "change of the noise prediction over the base's own error"),
-    "drift_class": Kind("noise drift, class", "forgetting", "down", "the same on the ring of the class word"),
-    "drift_related": Kind("noise drift, related", "forgetting", "down", "the same on the ring of related prompts"),
+    "drift": Kind("noise drift", "forgetting", "down", "change of the noise prediction over the base's own error", 0.0),
+    "drift_class": Kind("noise drift, class", "forgetting", "down", "the same on the ring of the class word", 0.0),
+    "drift_related": Kind("noise drift, related", "forgetting", "down", "the same on the ring of related prompts", 0.0),
     "drift_unrelated": Kind(
-        "noise drift, unrelated", "forgetting", "down", "the same on the ring of unrelated prompts"
+        "noise drift, unrelated", "forgetting", "down", "the same on the ring of unrelated prompts", 0.0
     ),
     "paired": Kind(
-        "paired drift", "forgetting", "down", "distance of same-seed images over that of base images of other seeds"
+        "paired drift",
+        "forgetting",
+        "down",
+        "distance of same-seed images over that of base images of other seeds",
+        0.0,
     ),
     "prior": Kind(
         "prior distance", "forgetting", "down", "distance to base images of the rings; the floor is base against base"
@@ -175,9 +182,11 @@ class Drifted:
 
 @dataclass(frozen=True)
 class Copied:
-    """A generated image and the training image most like it. ncc: their correlation, at most 1.
+    """A generated image and the window of a training image most like it. ncc: their correlation, at most 1.
 
-    difference_key: the picture of their difference, where the training image is moved and mirrored to fit.
+    shift_px: rows and columns by which the window's content is moved in the image, as it may reach beyond the training
+    image. place: where the window is. difference_key: the picture of their difference, where the training image is
+    moved and mirrored to fit.
     """
 
     model: int
@@ -190,6 +199,7 @@ class Copied:
     pose: str
     shift_px: tuple[int, int]
     flagged: bool
+    place: str
 
 
 @dataclass(frozen=True)

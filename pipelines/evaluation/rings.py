@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from diffusers import DDPMScheduler
 
 from pipelines.evaluation.grid import Arm
 from pipelines.evaluation.measuring import Images, Subject
@@ -88,7 +89,13 @@ class Rings:
         if self._predicted is None:
             self._predicted = predicted_noise(base, self.points)
         pipeline = opener.open(subject.arm)
-        tuned = replace(base, unet=pipeline.unet, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
+        tuned = replace(
+            base,
+            unet=pipeline.unet,
+            text_encoder=pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer,
+            scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),  # it may predict v, the base not
+        )
         parts = drift_parts(predicted_noise(tuned, self.points), self._predicted, self.points)
         content = {
             name: {prompt: each.tolist() for prompt, each in group.items()}

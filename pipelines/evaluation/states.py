@@ -14,6 +14,7 @@ from typing import Any, Literal
 from data.errors import OutputError, SettingsError, nearest
 
 LOSS = "validation_loss"  # in a run's metrics.jsonl
+AVERAGED = "averaged.safetensors"  # in a checkpoint of an optimizer that averages: the weights that are to be used
 CHOICE = "choice.json"  # what an evaluation found to be the best checkpoint of a run
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NOT_TRAINED = {"optimizer.safetensors"}

@@ -48,9 +48,9 @@ class Tier:
 
 
 TIERS = {
-    "smoke": Tier(8, 1, Effort(num_real=32, num_timesteps=4, images_per_prompt=4)),
-    "standard": Tier(16, None, Effort(num_real=64, num_timesteps=8, images_per_prompt=16)),
-    "full": Tier(100, None, Effort(num_real=512, num_timesteps=8, images_per_prompt=32)),
+    "smoke": Tier(8, 1, Effort(num_real=32, num_searched=500, num_timesteps=4, images_per_prompt=4)),
+    "standard": Tier(16, None, Effort(num_real=64, num_searched=2000, num_timesteps=8, images_per_prompt=16)),
+    "full": Tier(100, None, Effort(num_real=512, num_searched=20000, num_timesteps=8, images_per_prompt=32)),
 }
 
 
@@ -200,9 +200,7 @@ def _chosen_prompts(file: PromptFile, tier: Tier) -> tuple[tuple[Prompt, ...], l
 
 
 def _asked(prompts: Sequence[Prompt], runs: Sequence[tuple[AskedRun, tuple[State, ...]]]) -> tuple[Asked, ...]:
-    base_prompts: dict[str, str] = {}
-    for run, _ in runs:
-        base_prompts |= run.manifest.get("base_prompts", {})
+    base_prompts = {run.label: run.manifest.get("base_prompts", {}) for run, _ in runs}
     asked = asked_of(prompts, {run.label: captions_of(run) for run, _ in runs}, base_prompts)
     if not asked:
         raise SettingsError(

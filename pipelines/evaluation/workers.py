@@ -17,10 +17,11 @@ import psutil
 import torch
 
 from data.freed_memory import keep_freed_memory
-from pipelines.evaluation.bases import BaseModel, BaseNeed
+from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.drawing import Drawing, Keyed
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
+from pipelines.runs import BaseNeed
 
 IMAGES_WORTH_A_PROCESS = 64  # the first ones take some ten seconds to start
 _OVERHEAD_BYTES = 1.5e9  # of a process without a model: interpreter, libraries, activations

@@ -38,8 +38,9 @@ class Labelled:
 class Head:
     """A classifier of one attribute, with how well it names real images that it was not fitted on.
 
-    kind: which classifier was the best. real: bool (N,), right on each held-out image. real_entropy: of its posterior
-    on these, (N,), 0 (certain) to 1 (all classes alike). candidates: accuracy of every kind on held-out images.
+    kind: which classifier was the best. real: bool (N,), right on each held-out image. real_labels: (N,), what these
+    are. real_entropy: of its posterior on these, (N,), 0 (certain) to 1 (all classes alike). candidates: balanced
+    accuracy of every kind on held-out images.
     """
 
     attribute: str
@@ -47,6 +48,7 @@ class Head:
     classifier: Classifier
     candidates: Mapping[str, float]
     real: np.ndarray
+    real_labels: np.ndarray
     real_entropy: np.ndarray
     extractor_id: str
 
@@ -81,13 +83,15 @@ def fit_head(attribute: str, training: Labelled, held_out: Labelled, *, extracto
     fitted["nearest centroid"] = NearestCentroid.fit(features, training.labels)
     fitted["three nearest neighbours"] = NearestNeighbours.fit(features, training.labels)
     right = {kind: each.predict(judged) == held_out.labels for kind, each in fitted.items()}
-    kind = max(right, key=lambda name: right[name].sum())
+    candidates = {name: _balanced(hits, held_out.labels) for name, hits in right.items()}
+    kind = max(candidates, key=lambda name: candidates[name])
     return Head(
         attribute=attribute,
         kind=kind,
         classifier=fitted[kind],
-        candidates={name: float(each.mean()) for name, each in right.items()},
+        candidates=candidates,
         real=right[kind],
+        real_labels=held_out.labels,
         real_entropy=posterior_entropy(fitted[kind].posterior(judged)),
         extractor_id=extractor_id,
     )
@@ -97,8 +101,9 @@ def fit_head(attribute: str, training: Labelled, held_out: Labelled, *, extracto
 class Adherence:
     """How often a classifier names the attribute that the prompt asked for.
 
-    accuracy, real_accuracy: on generated and on held-out real images. ratio: of the two; None where the classifier
-    names hardly any real image. confusion: (K, K), rows asked for, columns named. entropy, real_entropy: mean of the
+    accuracy, real_accuracy: on generated and on held-out real images, the mean over the labels that were asked for,
+    which count alike however many images each has. ratio: of the two; None where the classifier names hardly any real
+    image. confusion: (K, K), rows asked for, columns named. entropy, real_entropy: mean of the
     posterior's, 0 to 1.
     """
 
@@ -155,8 +160,9 @@ def adherence(head: Head, generated: Labelled, *, seed: int = 0) -> Adherence:
     confusion = (generated.labels[:, None] == head.classifier.labels).T.astype(np.int64) @ (
         named[:, None] == head.classifier.labels
     )
-    accuracy = share(named == generated.labels, seed=seed, purpose="generated accuracy")
-    real_accuracy = share(head.real, seed=seed, purpose="real accuracy")
+    asked = np.unique(generated.labels)
+    accuracy = balanced_accuracy(named == generated.labels, generated.labels, asked, seed, "generated accuracy")
+    real_accuracy = balanced_accuracy(head.real, head.real_labels, asked, seed, "real accuracy")
     return Adherence(
         attribute=head.attribute,
         classes=head.classes,
@@ -169,6 +175,23 @@ def adherence(head: Head, generated: Labelled, *, seed: int = 0) -> Adherence:
         real_entropy=_mean(head.real_entropy, seed),
         extractor_id=head.extractor_id,
     )
+
+
+def balanced_accuracy(hits: np.ndarray, labels: np.ndarray, of: np.ndarray, seed: int, purpose: str) -> Estimate:
+    """Return the mean over labels of the share of hits among the images of each; see `estimates.share`.
+
+    hits: bool (N,). labels: (N,). of: the labels that count, those without an image left out.
+    """
+    found = [
+        share(hits[labels == label], seed=seed, purpose=f"{purpose} of {label}") for label in of if label in labels
+    ]
+    return Estimate(
+        float(np.mean([each.value for each in found])), np.mean([each.draws for each in found], axis=0), len(hits)
+    )
+
+
+def _balanced(hits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
 def posterior_entropy(posterior: np.ndarray) -> np.ndarray:

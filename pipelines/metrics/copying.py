@@ -7,188 +7,44 @@ is said without the same measure on real images that were held out of training, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
-from pipelines.metrics.correlation import FULL_PX, Scale, chunks
 from pipelines.metrics.distances import Estimate, bootstrap_interval
-from pipelines.metrics.estimates import finite, share, written
-from pipelines.metrics.inputs import check_sizes, checked_pictures, luminance
+from pipelines.metrics.estimates import prompt_seed, share, written
+from pipelines.metrics.training_images import Match, TrainingImages
 
-COARSE_PX = 32
-NUM_REFINED = 8
 FLAGGED_QUANTILE = 0.05
-MANY_TRAINING_IMAGES = 50  # from here on, Carlini's calibration by the 50 nearest
-_ALPHA = 0.5
+FEWEST_OF_A_GROUP = 5  # with fewer of one caption, its images alone decide whether there is a verdict
 
 
-@dataclass(frozen=True)
-class Pose:
-    """How an image is turned before it is compared: by quarter turns, then mirrored left to right."""
+class Group(NamedTuple):
+    """The matches of generated images of one caption, and of the held-out real images that calibrate them."""
 
-    name: str
-    quarter_turns: int
-    mirrored: bool
-
-    def of(self, images: np.ndarray) -> np.ndarray:
-        """Return images (N, H, W) in this pose."""
-        turned = np.rot90(images, self.quarter_turns, axes=(1, 2))
-        return turned[:, :, ::-1] if self.mirrored else turned
-
-    def undone(self, images: np.ndarray) -> np.ndarray:
-        """Return posed images (N, H, W, ...) as they were before."""
-        turned = images[:, :, ::-1] if self.mirrored else images
-        return np.rot90(turned, -self.quarter_turns, axes=(1, 2))
-
-
-AS_IT_IS = Pose("as it is", 0, False)
-FLIPS = (
-    AS_IT_IS,
-    Pose("mirrored left to right", 0, True),
-    Pose("mirrored top to bottom", 2, True),
-    Pose("turned by 180 degrees", 2, False),
-)
-# square images only
-FLIPS_AND_TURNS = (
-    *FLIPS,
-    Pose("turned by 90 degrees", 1, False),
-    Pose("turned by 270 degrees", 3, False),
-    Pose("turned by 90 degrees and mirrored", 1, True),
-    Pose("turned by 270 degrees and mirrored", 3, True),
-)
-
-
-@dataclass(frozen=True)
-class Match:
-    """The training image that is most like an image.
-
-    image, training: their places in the sets. ncc: the correlation, at most 1. pose: in which the image is compared.
-    shift_px: rows and columns by which the training image's content is moved in the posed image. relative: distance to
-    it over that to the others; see `TrainingImages.nearest`.
-    """
-
-    image: int
-    training: int
-    ncc: float
-    pose: str
-    shift_px: tuple[int, int]
-    relative: float
-
-    @property
-    def distance(self) -> float:
-        """1 - ncc."""
-        return 1 - self.ncc
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
-        return {
-            "image": self.image,
-            "training": self.training,
-            "ncc": self.ncc,
-            "pose": self.pose,
-            "shift_px": list(self.shift_px),
-            "relative": finite(self.relative),
-        }
-
-
-class TrainingImages:
-    """The images a model was trained on, ready to be searched."""
-
-    def __init__(self, pictures: np.ndarray, *, poses: Sequence[Pose] = FLIPS) -> None:
-        """pictures: float32 (M, H, W, 3) in [0, 1]. poses: those in which an image is compared with them.
-
-        Raises DataError for bad pictures, and for quarter turns of images that are not square.
-        """
-        self.pictures = checked_pictures(pictures, "training images")
-        rows, columns = self.pictures.shape[1:3]
-        if rows != columns and any(pose.quarter_turns % 2 for pose in poses):
-            raise DataError(
-                "training images", f"found {rows} x {columns} px, and only square images can be turned by 90 degrees."
-            )
-        self.poses = tuple(poses)
-        grey = luminance(self.pictures)
-        self._coarse, self._fine = Scale.fitting(grey, COARSE_PX), Scale.fitting(grey, FULL_PX)
-        self._coarse_spectra = np.conj(self._coarse.spectra(grey))
-        self._fine_images = self._fine.shrunk(grey)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def nearest(self, pictures: np.ndarray, progress: Callable[[int], object] | None = None) -> list[Match]:
-        """Return the most similar training image of each picture (N, H, W, 3), in the order of the pictures.
-
-        All training images in all poses are compared at 32 px, the best 8 again at full size (192 px at most).
-        relative: with 50 training images or more, the distance to the nearest over half the mean distance to the 50
-        nearest (N. Carlini et al., "Extracting training data from diffusion models", 2023, section 4.2); with fewer,
-        over the mean distance to the others; NaN with one. Distances there are Euclidean between images of mean 0 and
-        length 1 at their best shift, at 32 px; far below the usual value means a copy. progress: called after each
-        picture with 1.
-        Raises DataError for bad pictures and another size than that of the training images.
-        """
-        checked = checked_pictures(pictures, "images to search for")
-        check_sizes(images=checked, training_images=self.pictures)
-        grey = luminance(checked)
-        matches = []
-        for number, image in enumerate(grey):
-            matches.append(self._match(number, image))
-            if progress is not None:
-                progress(1)
-        return matches
-
-    def difference(self, picture: np.ndarray, match: Match) -> np.ndarray:
-        """Return how far a picture (H, W, 3) is from its match, moved and mirrored as it was found, in the same shape.
-
-        0 where the two are the same, 1 where they are opposite, and where the moved training image does not reach.
-        """
-        rows, columns = self.pictures.shape[1:3]
-        down, right = match.shift_px
-        moved = np.full_like(picture, np.nan)
-        moved[max(0, down) : rows + down, max(0, right) : columns + right] = self.pictures[
-            match.training, max(0, -down) : rows - down, max(0, -right) : columns - right
-        ]
-        pose = next(pose for pose in self.poses if pose.name == match.pose)
-        return np.nan_to_num(np.abs(picture - pose.undone(moved[None])[0]), nan=1.0)
-
-    def _match(self, number: int, grey: np.ndarray) -> Match:
-        """grey: (H, W) of the image at this place."""
-        poses = np.stack([pose.of(grey[None])[0] for pose in self.poses])
-        coarse = np.stack([self._coarse_correlations(spectrum) for spectrum in self._coarse.spectra(poses)])
-        candidates = np.argsort(-coarse, axis=None, kind="stable")[:NUM_REFINED]
-        in_pose, training = np.unravel_index(candidates, coarse.shape)
-        fine = np.conj(self._fine.spectra_of_shrunk(self._fine_images[training]))
-        peaks = self._fine.peaks(self._fine.spectra(poses)[in_pose] * fine)
-        # the first at a tie: a symmetric image is like its mirror image, and is then told as it is
-        best = max(range(len(peaks)), key=lambda place: (round(peaks[place][0], 5), -in_pose[place]))
-        ncc, shift_px = peaks[best]
-        nearest = int(training[best])
-        relative = _relative(coarse.max(0), nearest)
-        return Match(number, nearest, ncc, self.poses[in_pose[best]].name, shift_px, relative)
-
-    def _coarse_correlations(self, spectrum: np.ndarray) -> np.ndarray:
-        """The greatest correlation of one posed image with every training image, (M,)."""
-        parts = [self._coarse.maps(spectrum * self._coarse_spectra[part]).max((1, 2)) for part in chunks(len(self))]
-        return np.concatenate(parts)
+    generated: Sequence[Match]
+    held_out: Sequence[Match]
 
 
 @dataclass(frozen=True)
 class Copying:
-    """How near generated images are to training images, against held-out real images.
+    """How near generated images are to training images, against held-out real images of the same caption.
 
-    auc: how often a generated image is nearer to training than a held-out one: 0.5 no copying, 1 copying; None without
-    held-out images. threshold: the distance that 5 % of held-out images fall below. flagged_share: generated images
-    below it, 5 % expected. flagged: their places. matches, held_out: the nearest training image of each.
+    auc: how often a generated image is nearer to training than a held-out one of its caption: 0.5 no copying, 1
+    copying; the mean over captions; None without held-out images. flagged: places of the generated images that are
+    nearer than 95 % of the held-out images of their caption. flagged_share: their share, 5 % expected. matches,
+    held_out: the nearest training image of each. num_uncalibrated: generated images of captions without held-out ones.
     """
 
     auc: Estimate | None
-    threshold: float | None
     flagged_share: Estimate | None
     flagged: tuple[int, ...]
     matches: tuple[Match, ...]
     held_out: tuple[Match, ...]
+    num_uncalibrated: int
     num_training: int
     comparer_id: str
 
@@ -200,6 +56,12 @@ class Copying:
     @property
     def verdict(self) -> str:
         """What may be said, in words."""
+        if self.auc is not None and self.num_uncalibrated:
+            return f"{self._calibrated_verdict}; {self.num_uncalibrated} images have no held-out ones to compare with"
+        return self._calibrated_verdict
+
+    @property
+    def _calibrated_verdict(self) -> str:
         if self.auc is None:
             return "not calibrated: there are no held-out images, so look at the pairs"
         if self.auc.verdict == "none":
@@ -214,7 +76,6 @@ class Copying:
         """Return all of it as JSON can hold it; `matches` are sorted, the most similar first."""
         return {
             "auc": written(self.auc),
-            "threshold_distance": self.threshold,
             "flagged_share": written(self.flagged_share),
             "flagged": list(self.flagged),
             "matches": [match.as_json() for match in self.worst],
@@ -226,39 +87,58 @@ class Copying:
 
 
 def copying(generated: np.ndarray, training: TrainingImages, held_out: np.ndarray | None, *, seed: int = 0) -> Copying:
-    """Return how near generated pictures are to the training images, calibrated on held-out real pictures.
+    """Return how near generated pictures of one caption are to the training images, calibrated on held-out real ones.
 
-    generated, held_out: float32 (N, H, W, 3) in [0, 1], of the training images' size. held_out: from another block
+    generated, held_out: float32 (N, H, W, 3) in [0, 1], of the size that is searched for. held_out: from another block
     than the training images; None or empty where there are none, and then nothing is calibrated. One index of training
     images serves all models and held-out images of a run.
     Raises DataError for bad pictures and other sizes.
     """
-    return calibrated(
-        training.nearest(generated),
-        [] if held_out is None or not len(held_out) else training.nearest(held_out),
-        num_training=len(training),
-        comparer_id=comparer_id(training),
-        seed=seed,
+    usual = [] if held_out is None or not len(held_out) else training.nearest(held_out)
+    group = Group(training.nearest(generated), usual)
+    return calibrated([group], num_training=len(training), comparer_id=comparer_id(training), seed=seed)
+
+
+def calibrated(groups: Sequence[Group], *, num_training: int, comparer_id: str, seed: int = 0) -> Copying:
+    """Return the result of `copying` for the matches of one caption or more, which are known already.
+
+    Each caption is held against its own held-out images, as captions differ in how like themselves their images are.
+    """
+    asked = [group for group in groups if group.generated]
+    if not asked:
+        raise DataError("copying", "found no generated image, expected at least one.")
+    known = [group for group in asked if group.held_out]
+    below = [(match, match.distance < _threshold(group)) for group in known for match in group.generated]
+    return Copying(
+        _mean_auc(known, seed) if known else None,
+        share(np.array([near for _, near in below]), seed=seed, purpose="flagged") if known else None,
+        tuple(match.image for match, near in below if near),
+        tuple(match for group in asked for match in group.generated),
+        tuple(match for group in asked for match in group.held_out),
+        sum(len(group.generated) for group in asked if not group.held_out),
+        num_training,
+        comparer_id,
     )
 
 
-def calibrated(
-    matches: Sequence[Match], held_out: Sequence[Match], *, num_training: int, comparer_id: str, seed: int = 0
-) -> Copying:
-    """Return the result of `copying` for matches that are known already, such as those of a cache."""
-    if not matches:
-        raise DataError("copying", "found no generated image, expected at least one.")
-    auc = threshold = flagged_share = None
-    flagged: tuple[int, ...] = ()
-    if held_out:
-        near = np.array([match.distance for match in matches])
-        usual = np.array([match.distance for match in held_out])
-        auc = copy_auc(near, usual, seed=seed)
-        threshold = float(np.quantile(usual, FLAGGED_QUANTILE))
-        below = near < threshold
-        flagged = tuple(int(place) for place in np.flatnonzero(below))
-        flagged_share = share(below, seed=seed, purpose="flagged")
-    return Copying(auc, threshold, flagged_share, flagged, tuple(matches), tuple(held_out), num_training, comparer_id)
+def _threshold(group: Group) -> float:
+    """The distance that 5 % of a caption's held-out images fall below."""
+    return float(np.quantile([match.distance for match in group.held_out], FLAGGED_QUANTILE))
+
+
+def _mean_auc(groups: Sequence[Group], seed: int) -> Estimate:
+    """The captions are all that there are, and are not resampled; their images are, caption by caption."""
+    found = [
+        copy_auc(*(np.array([match.distance for match in side]) for side in group), seed=prompt_seed(seed, place))
+        for place, group in enumerate(groups)
+    ]
+    smallest = min(each.num_images for each in found)
+    together = min(sum(len(group.generated) for group in groups), sum(len(group.held_out) for group in groups))
+    return Estimate(
+        float(np.mean([each.value for each in found])),
+        np.mean([each.draws for each in found], axis=0),
+        together if smallest >= FEWEST_OF_A_GROUP else smallest,
+    )
 
 
 def copy_auc(generated: np.ndarray, held_out: np.ndarray, *, seed: int = 0) -> Estimate:
@@ -278,35 +158,5 @@ def copy_auc(generated: np.ndarray, held_out: np.ndarray, *, seed: int = 0) -> E
 
 def comparer_id(training: TrainingImages) -> str:
     """Return the name to keep beside every number: only numbers of the same name may be compared."""
-    rows, columns = training.pictures.shape[1:3]
-    return f"ncc-v1-{rows}x{columns}px-{len(training.poses)}poses"
-
-
-def windows(picture: np.ndarray, size_px: int, stride_px: int) -> np.ndarray:
-    """Return overlapping squares of a picture (H, W, 3), (N, size_px, size_px, 3), that cover it, row by row.
-
-    For training images larger than the generated ones, which may copy any part of them. stride_px: a copy between two
-    windows loses the overlap of half of it; half of size_px or less is of use.
-    Raises DataError for a picture smaller than size_px.
-    """
-    assert 1 <= stride_px <= size_px, f"found a stride of {stride_px} px for windows of {size_px} px"
-    rows, columns = picture.shape[:2]
-    if min(rows, columns) < size_px:
-        raise DataError("training images", f"found {rows} x {columns} px, expected sides of at least {size_px} px.")
-    starts = [
-        np.linspace(0, side - size_px, -(-(side - size_px) // stride_px) + 1).round().astype(int)
-        for side in (rows, columns)
-    ]
-    return np.stack([picture[r : r + size_px, c : c + size_px] for r in starts[0] for c in starts[1]])
-
-
-def _relative(ncc: np.ndarray, nearest: int) -> float:
-    """ncc: (M,), with every training image at 32 px. nearest: the place of the one that was chosen."""
-    distances = np.sqrt(np.clip(2 - 2 * ncc.astype(np.float64), 0, None))
-    if len(distances) < 2:
-        return float("nan")
-    if len(distances) >= MANY_TRAINING_IMAGES:
-        usual = _ALPHA * float(np.sort(distances)[:MANY_TRAINING_IMAGES].mean())
-    else:
-        usual = float(np.delete(distances, nearest).mean())
-    return float(distances[nearest]) / usual if usual > 0 else float("nan")
+    rows, columns = training.image_shape
+    return f"ncc-v2-{rows}x{columns}px-{len(training.poses)}poses"

@@ -191,8 +191,8 @@ _PAIRS = {
     "copies.difference.alt": ("how far the two differ", "l'écart entre les deux"),
     "copies.nearest": ("the training image nearest to it", "l'image d'entraînement la plus proche"),
     "copies.caption": (
-        "{prompt} · seed {seed} · ncc {ncc} · {pose}, moved by {shift} px",
-        "{prompt} · graine {seed} · ncc {ncc} · {pose}, décalée de {shift} px",
+        "{prompt} · seed {seed} · ncc {ncc} · {place} · {pose}, moved by {shift} px",
+        "{prompt} · graine {seed} · ncc {ncc} · {place} · {pose}, décalée de {shift} px",
     ),
     "copies.flagged": ("nearer than 95 % of held-out images", "plus proche que 95 % des images mises de côté"),
     "pair.alt": ("{which}: {prompt}", "{which} : {prompt}"),
@@ -337,7 +337,8 @@ _KINDS_IN_FRENCH = {
     "kid_skill": ("gain, distance à noyau", "le même avec le noyau cubique"),
     "adherence": (
         "fidélité au prompt",
-        "fréquence à laquelle un classifieur d'images réelles nomme la légende, rapportée aux images mises de côté",
+        "fréquence à laquelle un classifieur d'images réelles nomme la légende, rapportée aux images mises de côté ; "
+        "le plancher est le hasard",
     ),
     "drift": ("dérive du bruit", "changement de la prédiction du bruit, rapporté à l'erreur de la base"),
     "drift_class": ("dérive du bruit, classe", "la même sur le cercle du nom de classe"),

@@ -295,7 +295,7 @@
             [each.training_key, say("copies.training"), say("copies.nearest")],
             [each.difference_key, say("copies.difference"), say("copies.difference.alt")],
           ];
-          const found = { prompt: text, seed: each.seed, ncc: each.ncc.toFixed(2), pose: each.pose, shift: each.shift_px.join(", ") };
+          const found = { prompt: text, seed: each.seed, ncc: each.ncc.toFixed(2), place: each.place, pose: each.pose, shift: each.shift_px.join(", ") };
           const caption = say("copies.caption", found);
           return pair(parts, each.flagged ? `${caption} · ${say("copies.flagged")}` : caption);
         }));

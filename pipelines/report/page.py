@@ -170,14 +170,17 @@ def _table(result: Result) -> dict[str, Any]:
 
 
 def _cell(score: Score | None, neutral: float | None) -> dict[str, Any]:
-    """Return a number as the table shows it; sure where its interval leaves the neutral value, or the floor, out."""
+    """Return a number as the table shows it; sure where its interval leaves the neutral value, or the floor, out.
+
+    One with neither is never sure: nothing says what the base, chance or real images would give.
+    """
     if score is None:
         return {"text": "", "interval": None, "words": "", "is_sure": False}
     value = panels.interval_of(score)
     if value is None:
         return {"text": "–", "interval": None, "words": score.words, "is_sure": False}
     against = score.floor if neutral is None else neutral
-    is_apart = against is None or not value.low <= against <= value.high
+    is_apart = against is not None and not value.low <= against <= value.high
     return {
         "text": f"{value.value:.3g}" if abs(value.value) < 100 else f"{value.value:.0f}",
         "interval": {"low": f"{value.low:.2g}", "high": f"{value.high:.2g}", "images": score.num_images},

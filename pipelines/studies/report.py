@@ -23,9 +23,10 @@ def markdown(summary: Summary) -> str:
     lines = []
     for data in dict.fromkeys(row.data for row in summary.rows):
         heads = ["method", *(KINDS[measure].title for measure in MEASURES), "trained", "MB", "core min", "GiB"]
-        lines += [f"### {data}", "", _row(heads), _row(["---"] * len(heads))]
-        for row in (row for row in summary.rows if row.data == data):
-            cells = [row.method, *(written(row.scores[measure]) for measure in MEASURES)]
+        rows = [row for row in summary.rows if row.data == data]
+        lines += [f"### {data}", "", f"{intervals(rows)}.", "", _row(heads), _row(["---"] * len(heads))]
+        for row in rows:
+            cells = [row.method, *(written(row.scores[measure], row.num_seeds) for measure in MEASURES)]
             lines.append(
                 _row([*cells, row.trained, row.artefact_mb, f"{row.cpu_minutes:.1f}", f"{row.peak_mib / 1024:.1f}"])
             )
@@ -37,11 +38,27 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def written(mean: SeedMean | None) -> str:
-    """Return a mean with its interval, no zero below zero; or a dash."""
+def written(mean: SeedMean | None, num_seeds: int) -> str:
+    """Return a mean with its interval, no zero below zero; or a dash.
+
+    num_seeds: how many trainings there are; said where the mean is of fewer, or of one.
+    """
     if mean is None:
         return "–"
-    return interval_text(mean.value, mean.low, mean.high)
+    text = interval_text(mean.value, mean.low, mean.high)
+    if mean.num_seeds == num_seeds > 1:
+        return text
+    over = " over images" if mean.num_seeds == 1 else ""
+    return f"{text}{over}, {mean.num_seeds} of {num_seeds} seed{'' if num_seeds == 1 else 's'}"
+
+
+def intervals(rows: Sequence[Row]) -> str:
+    """Return what the intervals of rows are taken over: trainings, or the images of a single one."""
+    counts = {mean.num_seeds for row in rows for mean in row.scores.values() if mean is not None}
+    if counts == {1}:
+        return "Intervals: 95 % over the images of one training, which say nothing of another training seed"
+    alone = "; over the images of one training where it alone has the number" if 1 in counts else ""
+    return f"Intervals: 95 % over training seeds{alone}"
 
 
 def decisions(differences: Sequence[Difference], data: str) -> list[str]:
@@ -66,15 +83,19 @@ def html(study: Study, summary: Summary, pages: Mapping[str, str], provenance: M
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     numbers = {method: number for number, method in enumerate(study.methods)}
+    by_data: dict[str, list[Row]] = {}
+    for row in summary.rows:
+        by_data.setdefault(row.data, []).append(row)
     sections = [
         {
             "data": data,
             "page": pages.get(data),
-            "chart": _chart([row for row in summary.rows if row.data == data], numbers),
-            "rows": [row for row in summary.rows if row.data == data],
+            "chart": _chart(rows, numbers),
+            "rows": rows,
+            "intervals": intervals(rows),
             "decisions": decisions(summary.differences, data),
         }
-        for data in dict.fromkeys(row.data for row in summary.rows)
+        for data, rows in by_data.items()
     ]
     return environment.get_template("page.html.j2").render(
         title=study.path.stem,

@@ -92,9 +92,10 @@ def read_study(path: Path) -> Study:
     if tier not in TIERS:
         problems.append(f"tier: found {tier!r}.{nearest(str(tier), TIERS)}")
     steps, images = content.get("num_inference_steps", 30), content.get("images_per_prompt")
-    for key, value in (("num_inference_steps", steps), ("images_per_prompt", images)):
-        if key in content and (type(value) is not int or value < 1):
-            problems.append(f"{key}: found {value!r}, expected a whole number from 1.")
+    # images are compared as sets, and a set of one says nothing
+    for key, value, least in (("num_inference_steps", steps, 1), ("images_per_prompt", images, 2)):
+        if key in content and (type(value) is not int or value < least):
+            problems.append(f"{key}: found {value!r}, expected a whole number from {least}.")
     common = _options(content.get("common", {}), "common", problems)
     seeds = _seeds(content.get("seeds", [0]), problems)
     data = _named(content.get("data"), "data", problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -38,8 +38,9 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one data. scores: by measure; None where no training had it. why: what is said instead, by measure.
+    """One method on one data. num_seeds: how many trainings it has.
 
+    scores: by measure; None where no training had it. why: by measure, what is said of a training that had it not.
     values: of every measure and of `study.COSTS`, one for each training that had it.
     cpu_minutes: mean time of a training on one core. peak_mib: largest memory of one. trained, artefact_mb: parameters,
     and the size of the result.
@@ -47,6 +48,7 @@ class Row:
 
     data: str
     method: str
+    num_seeds: int
     scores: Mapping[str, SeedMean | None]
     why: Mapping[str, str]
     cpu_minutes: float
@@ -106,8 +108,9 @@ def summarise(data: str, trained: Sequence[TrainedRun], labels: Sequence[str], r
             found = [scores[labels[place]].get(measure) for place in places]
             known = [score for score in found if score is not None and score["value"] is not None]
             means[measure] = seed_mean(known) if known else None
-            if not known:
-                why[measure] = next((score["words"] for score in found if score is not None), "not measured")
+            if len(known) < len(found):
+                missing = [score["words"] for score in found if score is not None and score["value"] is None]
+                why[measure] = missing[0] if missing else "not measured"
             if measure in values:
                 values[measure][method] = [score["value"] for score in known]
         costs_of = [trained[place].cost for place in places]
@@ -116,6 +119,7 @@ def summarise(data: str, trained: Sequence[TrainedRun], labels: Sequence[str], r
             Row(
                 data,
                 method,
+                len(places),
                 means,
                 why,
                 float(np.mean([cost.cpu_seconds for cost in costs_of])) / 60,
@@ -146,12 +150,22 @@ def _values(
 
 def judged(claims: Sequence[AskedClaim], rows: Sequence[Row]) -> list[Claim]:
     """Return what the trainings say to claims, of which each method's values vary over the training seeds."""
-    values = {(row.data, row.method): row.values for row in rows}
+    by_row = {(row.data, row.method): row.values for row in rows}
 
-    def quantity(claim: AskedClaim, method: str) -> Quantity | None:
-        return Quantity.of_values(values.get((claim.data, method), {}).get(claim.measure, ()))
+    def values(claim: AskedClaim, method: str) -> Sequence[float]:
+        return by_row.get((claim.data, method), {}).get(claim.measure, ())
 
-    return judge_claims(claims, quantity)
+    found = []
+    said = judge_claims(claims, lambda claim, method: Quantity.of_values(values(claim, method)))
+    for asked, claim in zip(claims, said, strict=True):
+        counts = {method: len(values(asked, method)) for method in asked.runs}
+        once = " and ".join(method for method, count in counts.items() if count == 1)
+        if once and all(counts.values()):
+            claim = replace(
+                claim, effect=f"{asked.data}, {asked.measure}: one training seed of {once}, where two are needed"
+            )
+        found.append(claim)
+    return found
 
 
 def seed_mean(scores: Sequence[Mapping[str, Any]]) -> SeedMean:

@@ -51,8 +51,8 @@ class TrainedRun:
 def check_runs(runs: Sequence[Run], folder: Path, *, num_jobs: int = 1) -> None:
     """Check everything that can be checked before the first training, so that no mistake ends a study after hours.
 
-    Raises OutputError where a folder holds a run with other options, and SettingsError where a script refuses its
-    options, which are tried once for each method and data.
+    Raises OutputError where a folder holds a run of another script or with other options, and SettingsError where a
+    script refuses its options, which are tried once for each method and data.
     """
     for run in runs:
         _refuse_other_options(run, folder / run.folder_name)
@@ -99,7 +99,8 @@ def _refuse_other_options(run: Run, folder: Path) -> None:
     record = folder / RECORD
     if not record.exists():
         return
-    before, now = json.loads(record.read_text(encoding="utf-8"))["options"], dict(run.options)
+    there = json.loads(record.read_text(encoding="utf-8"))
+    before, now = {**there["options"], "script": there["script"]}, {**run.options, "script": run.script}
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     if changed:
         raise OutputError(

@@ -301,6 +301,19 @@ def test_the_state_of_a_file_changes_when_it_is_written(tmp_path: Path) -> None:
     assert FileState.of(tmp_path / "link") == FileState.of(path)
 
 
+def test_names_that_are_no_text_are_decoded_once_too(tmp_path: Path, decoded: list[str]) -> None:
+    """As an old archive leaves them: bytes that are not UTF-8."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for image in files(folder, 3):
+        image.path.rename(folder / os.fsdecode(b"\xe9" + image.path.name.encode()))
+    images = [ImageFile(path, "", "", folder) for path in sorted(folder.iterdir())]
+    first = decode_images(images)
+    assert all(isinstance(outcome, ImageFacts) for outcome in first)
+    assert len({FileState.of(image.path) for image in images}) == len(decoded) == 3
+    assert [outcome.sha256 for outcome in decode_images(images)] == [outcome.sha256 for outcome in first]  # type: ignore[union-attr]
+    assert len(decoded) == 3
+
+
 def test_a_closed_cache_knows_nothing(tmp_path: Path) -> None:
     cache = FactsCache(tmp_path)
     facts = image_facts(b"x", np.zeros((4, 4, 3), np.float32))

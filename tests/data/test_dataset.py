@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from numpy.lib.stride_tricks import sliding_window_view
 
 import data.dataset
 from data.concepts import Cell, Concept
@@ -89,6 +90,27 @@ def test_a_sample_is_the_same_in_any_order_and_after_any_other(build: Build, vol
     assert forwards == drawn(dataset, positions[::-1])[::-1]
     assert forwards == drawn(twin, positions)
     assert forwards != drawn(build(COMPOSITES, volumes, seed=2, **settings), positions)
+
+
+def test_everything_trained_on_is_a_window_of_a_whole_image_and_nothing_held_out_is(
+    build: Build, volumes: dict[str, Volume]
+) -> None:
+    dataset = build(COMPOSITES, volumes)
+    whole = dataset.whole_images()
+    by_name = {image.name: image for image in whole}
+    assert len(by_name) == len(whole) == len(dataset)
+    for position in range(0, len(dataset), 7):
+        sample = dataset.sample(position)
+        image = by_name[sample.source.partition(" @ ")[0]]
+        windows = sliding_window_view(image.pixels, sample.pixels.shape)[0]
+        assert (windows == sample.pixels).all((2, 3, 4)).any()
+        assert image.caption == sample.caption
+    for caption, crops in dataset.held_out_pixels(1).items():
+        of_caption = [image for image in whole if image.caption == caption]
+        assert not any(
+            (sliding_window_view(image.pixels, crops[0].shape)[0] == crops[0]).all((2, 3, 4)).any()
+            for image in of_caption
+        )
 
 
 def test_a_sample_is_the_same_in_another_process(build: Build, volumes: dict[str, Volume]) -> None:

@@ -145,6 +145,10 @@ def test_pixels_are_the_crop_that_the_source_names(tmp_path: Path, shape: tuple[
         assert name == "a.png"
         origins.add((row, column))
     rows, columns = resized(read_image(path), RESOLUTION).shape[:2]
+    whole = dataset.whole_images()[0]
+    assert (len(dataset.whole_images()), whole.name, whole.caption) == (1, "a.png", sample.caption)
+    assert whole.pixels.shape == (3, rows, columns)
+    np.testing.assert_array_equal(whole.pixels[:, row : row + RESOLUTION, column : column + RESOLUTION], sample.pixels)
     assert min(rows, columns) == RESOLUTION
     middle = {((rows - RESOLUTION) // 2, (columns - RESOLUTION) // 2)}
     everywhere = {(r, c) for r in range(rows - RESOLUTION + 1) for c in range(columns - RESOLUTION + 1)}

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 
 from data.tif.stacks import open_stack
+from data.tif.voxel_sizes import tif_voxel_size_um
 from tests.tif_variants import voxels_of
 
 
@@ -30,6 +32,32 @@ def test_the_voxel_size_is_read_from_imagej_metadata(
     metadata = {"axes": "ZYX", "unit": unit, "spacing": spacing}
     tifffile.imwrite(path, voxels_of(), imagej=True, resolution=resolution, metadata=metadata)
     assert open_stack(path).voxel_size_um == (None if expected is None else pytest.approx(expected, rel=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("version", "metadata", "voxels", "expected"),
+    [
+        ("1.54p", {"unit": "mm"}, voxels_of(), (1000.0, 1000.0, 1000.0)),
+        ("1.54", {"unit": "micron"}, voxels_of(), (1.0, 1.0, 1.0)),
+        ("1.54p", {"unit": "um", "spacing": 2.0}, voxels_of(), (2.0, 1.0, 1.0)),
+        ("1.54p", {}, voxels_of(), None),  # in pixels
+        ("1.54p", {"unit": "um"}, voxels_of()[0], None),  # a slice of a folder: ImageJ never writes its spacing
+        ("1.11a", {"unit": "um"}, voxels_of(), None),  # tifffile, which was not told the spacing
+    ],
+)
+def test_a_spacing_that_imagej_left_out_is_one(
+    version: str,
+    metadata: dict[str, object],
+    voxels: np.ndarray,
+    expected: tuple[float, ...] | None,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, voxels, imagej=True, resolution=(1, 1), metadata={"ImageJ": version, **metadata})
+    with tifffile.TiffFile(path) as tif:
+        assert ("spacing" in tif.imagej_metadata) == ("spacing" in metadata)
+        assert str(tif.imagej_metadata["ImageJ"]) == version
+        assert tif_voxel_size_um(tif) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from data.dataset import Sample
 from data.errors import SettingsError
+from data.whole_images import WholeImage, WholeImages
 from data.wording import TEMPLATES, RewordedDataset, Wording
 
 
@@ -39,8 +40,23 @@ class Pictures:
 
     training_pixels = held_out_pixels
 
+    def whole_images(self) -> WholeImages:
+        return WholeImages(
+            3, lambda place: WholeImage(np.full((3, 1, 1), place, np.float32), self.captions[place], f"picture {place}")
+        )
+
     def manifest(self) -> dict[str, object]:
         return {"kind": "pictures"}
+
+
+def test_whole_images_have_the_first_prompt_of_their_caption() -> None:
+    each = RewordedDataset(Pictures(), Wording.identified(Pictures.captions, ["x", "y", "x"]), seed=0).whole_images()
+    assert [(image.caption, image.name, image.pixels.item(0)) for image in each] == [
+        ("x", "picture 0", 0),
+        ("y", "picture 1", 1),
+        ("x", "picture 2", 2),
+    ]
+    assert [image.name for image in each[1:]] == ["picture 1", "picture 2"]
 
 
 def test_one_prompt_stands_for_all_captions_or_one_for_each() -> None:

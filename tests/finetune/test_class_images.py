@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 
+from data.errors import OutputError
 from finetune.core.class_images import PROVENANCE, ClassImages, ClassRecipe, class_images
+from finetune.core.concept_images import prior
+from finetune.core.settings import LoraDreamboothSettings
 from pipelines.components import Components, load_components
 
 
@@ -69,6 +75,14 @@ def test_whole_images_are_kept_and_missing_or_spoilt_ones_drawn_again(
     assert len(images) == 4
 
 
+def test_a_folder_that_cannot_be_written_is_told_with_its_option(
+    base: Components, recipe: ClassRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"expected a folder\. Choose another --class_data_dir\."):
+        _draw(base, recipe, tmp_path / "file")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"prompt": "a slice"}, {"base_fingerprint": "another"}, {"resolution": 16}, {"seed": 1}, {"guidance_scale": 1.0}],
@@ -85,3 +99,21 @@ def test_another_recipe_is_drawn_anew_beside_the_first(
     images = _draw(base, other, tmp_path, num_images=1)
     assert _contents(tmp_path / recipe.key) == before
     assert images.sample(0).pixels.shape == (3, other.resolution, other.resolution)
+
+
+def test_the_class_is_drawn_as_the_base_predicts_and_not_as_the_run_will(base: Components, tmp_path: Path) -> None:
+    """Read as v, the noise that an untrained base predicts is an image of nothing, and the run would preserve it."""
+    images = cast(Any, SimpleNamespace(class_prompt="a texture", source=SimpleNamespace(resolution=32)))
+    accelerator = Accelerator(cpu=True)
+
+    def drawn(components: Components, folder: Path) -> dict[str, object]:
+        options: dict[str, Any] = {"with_prior_preservation": True, "num_class_images": 2, "class_data_dir": folder}
+        settings = LoraDreamboothSettings(concept="sf_dry", output_dir=tmp_path / "run", **options)
+        found = prior(settings, images, components, accelerator)
+        assert found is not None
+        return found.manifest()
+
+    own = drawn(base, tmp_path / "own")
+    assert own["prediction_type"] == "epsilon"
+    assert drawn(base.predicting("v_prediction").ending_in_pure_noise(), tmp_path / "run") == own
+    assert _contents(tmp_path / "run") == _contents(tmp_path / "own")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from data.errors import DataError, NonFiniteError, SettingsError, Stopped
-from finetune.core.cli import load_settings, run_script
+from finetune.core.cli import CONFIG_DIR, load_settings, run_script
 from finetune.core.option_groups import Settings
-from finetune.core.settings import LoraSettings
+from finetune.core.settings import DdpmSettings, LoraSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,15 @@ def test_the_environment_stands_between_file_and_command_line(
     assert load(config_dir, "--config", str(mine), "--data_root", "from_flag").data_root == Path("from_flag")
     monkeypatch.setenv("FILROUGE_DATA", "")
     assert load(config_dir, "--config", str(mine)).data_root == Path("from_file")
+
+
+def test_a_variable_that_always_stands_is_no_option_that_somebody_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits lie in --train_data_dir; a --data_root that no image is read from is refused nowhere."""
+    monkeypatch.setenv("FILROUGE_DATA", "from_variable")
+    for recipe in ("mnist", "cifar10"):
+        config = CONFIG_DIR / "methods" / "ddpm" / f"{recipe}.yaml"
+        found = load_settings(DdpmSettings, "ddpm", ["--config", str(config), "--train_data_dir", "x"], CONFIG_DIR)
+        assert (found.data_format, found.train_data_dir) == (recipe, Path("x"))
 
 
 def test_a_length_replaces_an_earlier_one_of_the_other_kind(config_dir: Path) -> None:

@@ -186,9 +186,9 @@ def _run(row: Row, arguments: dict[str, Any], change: Change = lambda method, _:
 
 
 def _settings(row: Row, arguments: dict[str, Any], **more: Any) -> Any:
-    """Return the settings of a row; what is said of a base is left out where there is none."""
-    of_a_base = {"pretrained_model_name_or_path", "identifier_report"} - row.settings.model_fields.keys()
-    values = {key: value for key, value in {**arguments, **row.options, **more}.items() if key not in of_a_base}
+    """Return the settings of a row; what is said of a base, or of its words, is left out where there is none."""
+    absent = {"pretrained_model_name_or_path", "identifier_report"} - row.settings.model_fields.keys()
+    values = {key: value for key, value in {**arguments, **row.options, **more}.items() if key not in absent}
     return row.settings.model_validate(values)
 
 
@@ -360,8 +360,7 @@ def test_before_the_first_step_an_adapter_is_the_base(
 ) -> None:
     row = ROWS[name]
     script = import_module(f"finetune.{row.script}")
-    settings = row.settings.model_validate({**arguments, **row.options})
-    method: Method = script.build(settings, Accelerator(cpu=True))
+    method: Method = script.build(_settings(row, arguments), Accelerator(cpu=True))
     base = load_components(str(tiny_base_dir))
     noisy = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     t = torch.tensor([10, 900])
@@ -424,6 +423,58 @@ def test_the_word_is_still_after_the_pivot_and_the_adapter_before_it(arguments: 
     assert all(torch.equal(t, state(4, "token_rows")[key]) for key, t in state(2, "token_rows").items())
     assert all(not t.any() for key, t in state(2, "unet_lora").items() if "lora_B" in key)
     assert any(t.any() for key, t in state(4, "unet_lora").items() if "lora_B" in key)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "expected"),
+    [
+        ("pivotal_tuning", {"embedding_lr": 5e-2}, [{"lr": 5e-2}] * 2 + [{"lr": 1e-2}] * 2),
+        ("dreambooth, text encoder", {"max_train_steps": 2}, [{"lr": 1e-2, "lr_text_encoder": 1e-3}] * 2),
+    ],
+)
+def test_the_rates_of_a_run_are_those_of_what_is_trained_at_each_step(
+    name: str, more: dict[str, Any], expected: list[dict[str, float]], arguments: dict[str, Any]
+) -> None:
+    _train(ROWS[name], arguments, **more)
+    lines = [json.loads(line) for line in (arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()]
+    rates = [{key: value for key, value in line.items() if key.startswith("lr")} for line in lines]
+    assert rates == [pytest.approx(each) for each in expected]
+
+
+def test_the_lines_that_a_run_ends_with_load_the_weights_that_it_loaded(
+    arguments: dict[str, Any], tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    """Of a base that has fp16 weights alone: diffusers would look for others, and mix precisions."""
+    base = tmp_path / "fp16"
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base_dir, safety_checker=None)
+    pipe.to(dtype=torch.float16).save_pretrained(base, variant="fp16")
+    more = {"pretrained_model_name_or_path": str(base), "variant": "fp16", "revision": "main", "max_train_steps": 1}
+    _train(ROWS["lora"], arguments, **more)
+    card = (arguments["output_dir"] / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert f'from_pretrained("{base}", revision="main", variant="fp16", dtype=torch.float32' in code
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["image"].size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("more", "alpha"),
+    [
+        ({}, 4.0),
+        ({"lora_alpha": 8.0}, 8.0),
+        ({"lora_alpha": 8.0, "text_encoder_rank": 3}, 3.0),
+        ({"lora_alpha": 8.0, "text_encoder_rank": 3, "text_encoder_alpha": 5.0}, 5.0),
+    ],
+    ids=["rank", "alpha", "rank of its own", "alpha of its own"],
+)
+def test_the_alpha_of_the_text_encoder_is_its_own_or_that_of_its_rank(
+    more: dict[str, Any], alpha: float, arguments: dict[str, Any]
+) -> None:
+    row = Row("lora", options.LoraSettings, {"rank": 4, "train_text_encoder": True}, (), ())
+    method: Method = import_module("finetune.lora").build(_settings(row, arguments, **more), Accelerator(cpu=True))
+    encoder: Any = method.trainables[1].module
+    assert encoder.peft_config["filrouge"].lora_alpha == alpha
 
 
 def test_a_new_word_is_told_with_its_way_and_its_neighbours(

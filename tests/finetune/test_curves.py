@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -117,6 +118,44 @@ def test_one_line_is_one_visible_point(tmp_path: Path) -> None:
     for name, line in lines.items():
         assert _points(line) == [(10, entry[name])]
         assert line.get_marker() == "o"
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [[0], [39], [0, 1, 2, 20, 39], list(range(35)), list(range(40))],
+    ids=["first", "last", "several", "most", "all"],
+)
+def test_steps_that_the_loss_scaler_skipped_leave_a_gap_and_no_trace_in_the_mean(
+    skipped: list[int], tmp_path: Path
+) -> None:
+    """Under fp16 their gradient norm is infinite, the first step's as a rule."""
+    entries = _entries(40)
+    for number in skipped:
+        entries[number]["grad_norm"] = math.inf
+    path = _file(tmp_path, entries)
+    draw_curves(path, tmp_path / "curves.png")
+    whole = figure(read_metrics(path))
+    lines = _lines(whole)
+    assert _points(lines["grad_norm"]) == [(entry["step"], entry["grad_norm"]) for entry in entries]
+    left = [(float(entry["step"]), entry["grad_norm"]) for entry in entries if math.isfinite(entry["grad_norm"])]
+    assert ("grad_norm smoothed" in lines) == (len(left) >= 10)
+    if len(left) >= 10:
+        steps, values = zip(*left, strict=True)
+        assert _points(lines["grad_norm smoothed"]) == list(zip(steps, smoothed(np.array(values)), strict=True))
+    assert np.isfinite(_axes_of(whole, "grad_norm").get_ylim()).all()
+
+
+def test_parts_with_rates_of_their_own_stand_in_one_panel(tmp_path: Path) -> None:
+    entries = [entry | {"lr_text_encoder": 5 * entry["lr"]} for entry in _entries(4)]
+    whole = figure(read_metrics(_file(tmp_path, entries)))
+    axes = _axes_of(whole, "lr")
+    assert axes is _axes_of(whole, "lr_text_encoder")
+    for name in ("lr", "lr_text_encoder"):
+        assert _points(_lines(whole)[name]) == [(entry["step"], entry[name]) for entry in entries]
+    assert axes.get_ylim() == pytest.approx((0, 1.1 * 5e-4))
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["lr", "lr_text_encoder"]
 
 
 def test_zeros_can_be_drawn(tmp_path: Path) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from data.dataset import Sample
-from data.errors import NonFiniteError
+from data.errors import NonFiniteError, Stopped
 from data.randomness import permuted_index
 from finetune.core import draws, files
 from finetune.core.boards import Board
@@ -194,6 +199,87 @@ def test_the_rate_follows_its_schedule(tmp_path: Path) -> None:
     _run(tmp_path / "a", lr_scheduler="linear", lr_warmup_steps=2)
     rates = [line["lr"] for line in _metrics(tmp_path / "a")]
     assert rates == pytest.approx([0.05 * f for f in (0, 0.5, 1, 0.8, 0.6, 0.4, 0.2)])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_polynomial_course_goes_with_any_optimizer(optimizer: str, tmp_path: Path) -> None:
+    """diffusers reads its start from the optimizer's defaults, where Adafactor has none."""
+    _run(tmp_path / "a", optimizer=optimizer, lr_scheduler="polynomial", lr_power=2.0)
+    rates = [line["lr"] for line in _metrics(tmp_path / "a")]
+    assert rates == pytest.approx([0.05 * (1 - step / 7) ** 2 for step in range(7)], rel=1e-2)
+
+
+def _in_parts(
+    folder: Path, scale: dict[str, float], spans: dict[str, tuple[float, float]], **options: object
+) -> list[dict[str, float]]:
+    """Train the toy's two layers as parts of their own, four steps at 0.05, and return what was logged."""
+    module = _module(0.0)
+    layers = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+    method = Method(
+        name="toy",
+        dataset=Points(),
+        objective=Denoising(module),
+        trainables=tuple(WholeModule(name, layer) for name, layer in zip(("first", "last"), layers, strict=True)),
+        export=lambda _: [],
+        learning_rate_scale=scale,
+        spans=spans,
+        manifest={},
+    )
+    with RunLock(folder):
+        train(
+            method,
+            LoopSettings.model_validate({"max_train_steps": 4, "learning_rate": 0.05, "logging_steps": 1, **options}),
+            max_train_steps=4,
+            accelerator=Accelerator(cpu=True, mixed_precision="no"),
+            store=CheckpointStore(folder, "run"),
+            tracker=Tracker(folder, first_step=0, last_step=4, images_per_step=8),
+            resume_from=None,
+        )
+    return [{name: value for name, value in line.items() if name.startswith("lr")} for line in _metrics(folder)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "spans", "expected"),
+    [
+        ({}, {}, [{"lr": 0.05}] * 4),
+        ({"first": 2.0}, {"first": (0, 0.5), "last": (0.5, 1)}, [{"lr": 0.1}] * 2 + [{"lr": 0.05}] * 2),
+        ({"last": 2.0}, {"last": (0.5, 1)}, [{"lr": 0.05}] * 2 + [{"lr": 0.05, "lr_last": 0.1}] * 2),
+    ],
+    ids=["one rate", "one after the other", "a part that joins later"],
+)
+def test_the_rate_that_is_logged_is_that_of_the_parts_that_train(
+    scale: dict[str, float],
+    spans: dict[str, tuple[float, float]],
+    expected: list[dict[str, float]],
+    tmp_path: Path,
+) -> None:
+    assert _in_parts(tmp_path, scale, spans) == expected
+
+
+def test_a_rate_of_its_own_is_logged_where_it_is_zero_too(tmp_path: Path) -> None:
+    logged = _in_parts(tmp_path, {"last": 2.0}, {}, lr_scheduler="constant_with_warmup", lr_warmup_steps=2)
+    assert logged == [pytest.approx({"lr": rate, "lr_last": 2 * rate}) for rate in (0.0, 0.025, 0.05, 0.05)]
+
+
+def test_an_interrupt_from_the_terminal_ends_with_a_checkpoint_though_processes_read_the_images(tmp_path: Path) -> None:
+    """A terminal sends it to every process; the images of the step that is being made are far from all read."""
+
+    def trained() -> None:
+        os.setpgrp()  # what a shell does for the job in the foreground
+        with pytest.raises(Stopped) as caught:
+            _run(tmp_path, dataloader_num_workers=1, gradient_accumulation_steps=300, last_step=1000)
+        sys.exit(caught.value.exit_code)
+
+    process = multiprocessing.get_context("fork").Process(target=trained)
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.jsonl").exists() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(timeout=60)
+    assert process.exitcode == 130
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{_metrics(tmp_path)[-1]['step']}"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step_and_names_the_image(tmp_path: Path) -> None:

@@ -214,6 +214,29 @@ def test_schedule_free_answers_with_the_mean_of_its_fast_weights() -> None:
         assert (used[name] - trained[name]).abs().max() > 1e-3
 
 
+def test_schedule_free_treats_a_part_that_starts_late_as_if_the_run_began_with_it() -> None:
+    def step(optimizer: Optimizer, model: nn.ModuleDict, part: str, number: int) -> None:
+        torch_generator = torch.Generator().manual_seed(number)
+        for parameter in model[part].parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch_generator)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    late, fresh = _model(), _model()
+    optimizer, other = (_built("schedule_free", model, warmup_steps=3) for model in (late, fresh))
+    for number in range(20):  # the group of the other two layers alone
+        step(optimizer, late, "wide", number)
+    assert optimizer.param_groups[0]["k"] == 20
+    for number in range(20, 25):
+        step(optimizer, late, "last", number)
+        step(other, fresh, "last", number)
+    assert optimizer.param_groups[0]["k"] == 20
+    assert _equal(_weights(late["last"]), _weights(fresh["last"]))
+    with evaluation_weights(optimizer), evaluation_weights(other):
+        assert _equal(_weights(late["last"]), _weights(fresh["last"]))
+        assert not _equal(_weights(late["wide"]), _weights(fresh["wide"]))
+
+
 def test_the_trained_weights_come_back_bit_for_bit_also_after_an_error_and_from_within() -> None:
     model = _model()
     optimizer = _built("schedule_free", model)
@@ -256,7 +279,7 @@ def test_the_rate_that_is_told_is_the_one_that_acts() -> None:
         told = []
         for step in range(num_steps):
             _train(model, optimizer, range(step, step + 1))
-            told.append(learning_rate(optimizer))
+            told.append(learning_rate(optimizer.param_groups[0]))
         return told
 
     assert rates("adamw", lr=0.03) == [0.03] * 5

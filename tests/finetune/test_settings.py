@@ -252,6 +252,11 @@ def test_yaml_follows_the_order_of_the_help() -> None:
     assert names == list(LoraSettings.model_fields)
 
 
+@pytest.mark.parametrize("settings_class", [TextualInversionSettings, PivotalTuningSettings])
+def test_no_report_is_offered_on_a_word_that_is_new(settings_class: type[Settings]) -> None:
+    assert "identifier_report" not in settings_class.model_fields
+
+
 METHODS = {
     "full_unet": FullUnetSettings,
     "textual_inversion": TextualInversionSettings,
@@ -397,6 +402,54 @@ def test_a_run_may_grow_only_under_a_constant_rate(
     changes = changed_settings(plain(run(then)), run(now))
     assert (changes.free if is_free else changes.refused) == {length: (then, now)}
     assert not (changes.refused if is_free else changes.free)
+
+
+@pytest.mark.parametrize("length", ["max_train_steps", "num_train_epochs"])
+def test_a_run_with_a_pivot_may_not_grow(length: str, tmp_path: Path) -> None:
+    """The pivot is a share of the length: in a longer run, steps that trained the adapter belong to the word."""
+
+    def run(steps: int) -> PivotalTuningSettings:
+        return PivotalTuningSettings.model_validate({"concept": "sf_dry", "lr_scheduler": "constant", length: steps})
+
+    assert changed_settings(plain(run(10)), run(20)) == ({}, {length: (10, 20)})
+    (tmp_path / "settings.yaml").write_text(to_yaml(run(10)))
+    with pytest.raises(OutputError, match=rf"--{length}: found 20.*--pivot is a share of it"):
+        refuse_changes(tmp_path / "settings.yaml", run(20))
+
+
+# processes, and images at once: then and now
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes"), [((8, 4), (1, 2)), ((4, 8), (2, 1)), ((8, 2), (3, 12)), ((8, 8), (2, 2))]
+)
+def test_other_processes_go_on_where_they_take_as_many_images_at_once(
+    batch: tuple[int, int], processes: tuple[int, int], tmp_path: Path
+) -> None:
+    then, now = (LoraSettings(concept="sf_dry", train_batch_size=size) for size in batch)
+    (tmp_path / "settings.yaml").write_text(to_yaml(then))
+    refuse_changes(tmp_path / "settings.yaml", now, processes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "words"),
+    [
+        ((8, 8), (1, 2), ["found 8, so 16 images at once with 2", "so 8 with 1. Write --train_batch_size 4, or"]),
+        ((8, 16), (1, 2), ["found 16, so 32 images at once with 2", "Write --train_batch_size 4, or start 1."]),
+        ((4, 4), (2, 1), ["found 4, so 4 images at once with 1", "Write --train_batch_size 8, or start 2."]),
+        ((1, 1), (1, 2), ["found 1, so 2 images at once with 2", "with 1, so 1 with 1. Start 1."]),
+        ((8, 4), (2, 2), ["--train_batch_size: found 4, the run was started with 8."]),
+    ],
+)
+def test_other_processes_are_refused_where_a_step_would_take_other_images(
+    batch: tuple[int, int], processes: tuple[int, int], words: list[str], tmp_path: Path
+) -> None:
+    then, now = (LoraSettings(concept="sf_dry", train_batch_size=size) for size in batch)
+    (tmp_path / "settings.yaml").write_text(to_yaml(then))
+    with pytest.raises(OutputError) as caught:
+        refuse_changes(tmp_path / "settings.yaml", now, processes)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert str(caught.value).count("--train_batch_size: found") == 1
 
 
 def test_steps_cannot_become_epochs_on_resume() -> None:

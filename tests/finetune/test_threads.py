@@ -6,6 +6,7 @@ import torch
 from finetune.core.threads import num_launched_threads, use_threads
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
 
 
 @pytest.mark.parametrize(
@@ -14,11 +15,16 @@ LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
         ({**LAUNCHED, "OMP_NUM_THREADS": "1"}, 8),
         ({**LAUNCHED, "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 4),
         ({**LAUNCHED, "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "16"}, 1),
+        ({**TORCHRUN, "OMP_NUM_THREADS": "1"}, 4),
         ({**LAUNCHED, "OMP_NUM_THREADS": "3"}, None),
+        ({**TORCHRUN, "OMP_NUM_THREADS": "3"}, None),
         ({"OMP_NUM_THREADS": "1"}, None),
         ({}, None),
     ],
-    ids=["unsaid", "two processes", "more processes than cores", "a choice", "not launched", "plain python"],
+    ids=[
+        *("unsaid", "two processes", "more processes than cores", "torchrun", "a choice", "a choice under torchrun"),
+        *("not launched", "plain python"),
+    ],
 )
 def test_threads_of_a_launched_process_on_eight_cores(environment: dict[str, str], expected: int | None) -> None:
     assert num_launched_threads(environment, 8) == expected

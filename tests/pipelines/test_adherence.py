@@ -144,6 +144,27 @@ def test_fresh_images_of_the_right_class_are_as_right_as_real_ones() -> None:
     assert abs(found.entropy.value - found.real_entropy.value) < 0.05
 
 
+def test_classes_count_alike_however_many_images_each_has() -> None:
+    """A head that always sees one class of two, and misses three quarters of the other, rarer one."""
+    rng = np.random.default_rng(6)
+
+    def near(centre: float, count: int) -> np.ndarray:
+        return np.array([centre, 1.0]) + rng.normal(0, 0.01, (count, 2))
+
+    training = Labelled(np.concatenate([near(-1, 20), near(1, 20)]), np.repeat(["a", "b"], 20))
+    held_out = Labelled(np.concatenate([near(-1, 64), near(-1, 3), near(1, 1)]), np.repeat(["a", "b"], [64, 4]))
+    skewed = fit_head("state", training, held_out, extractor_id="x")
+    assert skewed.candidates[skewed.kind] == pytest.approx((1 + 0.25) / 2)
+    generated = Labelled(np.concatenate([near(-1, 20), near(-1, 15), near(1, 5)]), np.repeat(["a", "b"], 20))
+    found = adherence(skewed, generated)
+    assert found.real_accuracy.value == pytest.approx((1 + 0.25) / 2)
+    assert found.accuracy.value == pytest.approx((1 + 0.25) / 2)
+    assert found.ratio is not None
+    assert found.ratio.value == pytest.approx(1)
+    assert found.ratio.low < 1 < found.ratio.high
+    assert found.accuracy.num_images == 40
+
+
 def test_another_class_than_the_one_asked_for_is_noticed() -> None:
     found = adherence(head(), labelled(40, drawn=("banded", "banded", "zigzagged")))  # type: ignore[arg-type]
     assert found.ratio is not None

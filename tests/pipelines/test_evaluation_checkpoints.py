@@ -98,6 +98,24 @@ def test_a_whole_module_or_its_average(averaged: bool, tiny_base_dir: Path, tmp_
         assert torch.equal(tensor, average[f"ema/{name}"] if averaged else weights[name])
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_the_optimizer_would_have_used_goes_before_what_it_trains(
+    kept: bool, tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    """kept: a moving average, which is what the run exports."""
+    pipeline = build_pipeline(load_components(str(tiny_base_dir)))
+    before = {part: getattr(pipeline, part).state_dict() for part in ("unet", "text_encoder")}
+    before = {part: {key: tensor.clone() for key, tensor in weights.items()} for part, weights in before.items()}
+    trained = {part: {key: tensor + 1 for key, tensor in weights.items()} for part, weights in before.items()}
+    averaged = {f"{part}/{key}": tensor + 2 for part, weights in before.items() for key, tensor in weights.items()}
+    if kept:
+        trained["unet"] |= {f"ema/{key}": tensor + 3 for key, tensor in before["unet"].items()}
+    restore_checkpoint(pipeline, tiny_base_dir, _checkpoint(tmp_path / "checkpoint-1", **trained, averaged=averaged))
+    for part, added in (("unet", 3 if kept else 2), ("text_encoder", 2)):
+        for key, tensor in getattr(pipeline, part).state_dict().items():
+            assert torch.equal(tensor, before[part][key] + added), (part, key)
+
+
 def test_weights_of_another_run_and_unknown_parts_are_refused(tiny_base_dir: Path, tmp_path: Path) -> None:
     pipeline = build_pipeline(load_components(str(tiny_base_dir)))
     other = _checkpoint(tmp_path / "checkpoint-1", unet={"conv_in.weight": torch.zeros(1)})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from pipelines.evaluation.asked_claims import AskedClaim, read_claims
-from pipelines.evaluation.claims import Quantity, judge_claims
+from pipelines.evaluation.claims import Quantity, claimed, judge_claims
+from pipelines.evaluation.result import Result, Score
 
 A, B = [0.70, 0.72, 0.76], [0.50, 0.53, 0.58]
 
@@ -69,8 +71,21 @@ def test_claims_are_adjusted_together() -> None:
 
 def test_what_was_not_measured_is_left_open() -> None:
     (found,) = judge_claims([AskedClaim("said", "skill", "a", "b")], lambda _, __: None)
-    assert (found.verdict, found.effect) == ("inconclusive", "not measured")
+    assert (found.verdict, found.effect) == ("inconclusive", "not measured, or on too few images")
     assert Quantity.of_values([1.0]) is None
+
+
+def test_a_score_without_a_verdict_decides_no_claim() -> None:
+    """Four images have an interval, and nothing may be said of them."""
+
+    def judged(num_images: int) -> str:
+        score = Score(0.5, 0.49, 0.51, num_images, "x", "", None)
+        result = SimpleNamespace(
+            models=[SimpleNamespace(label="run")], verdicts=[], scores_of=lambda _: {"drift": score}
+        )
+        return judge_claims([AskedClaim("t", "drift", "run", 0.0)], claimed(cast(Result, result)))[0].verdict
+
+    assert [judged(9), judged(10)] == ["inconclusive", "confirmed"]
 
 
 def test_claims_are_read_as_written() -> None:

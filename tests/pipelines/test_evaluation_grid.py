@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import OutputError, SettingsError
+from pipelines.evaluation import whole
 from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.states import CHOICE, AskedRun, State, name_runs, parse_selections
@@ -21,7 +22,8 @@ CAPTIONS = {"lora": ("sf_warp", "sf_weft"), "ti": ("a <dry>",)}
 
 
 def test_every_run_is_asked_its_own_captions_and_the_base_all_of_them() -> None:
-    asked = asked_of([Prompt("{caption}", "learnt"), Prompt("a star", "class", 0)], CAPTIONS, {"a <dry>": "a slice"})
+    prompts = [Prompt("{caption}", "learnt"), Prompt("a star", "class", 0)]
+    asked = asked_of(prompts, CAPTIONS, {"ti": {"a <dry>": "a slice"}})
     assert [each.text for each in asked] == ["sf_warp", "sf_weft", "a <dry>", "a star"]
     found = cells(asked, (LORA, TI, BASE), SAMPLINGS[:1], (0, 1))
     texts = {arm.run: [cell.text for cell in found if cell.arm == arm and cell.seed == 0] for arm in (BASE, LORA, TI)}
@@ -41,6 +43,51 @@ def test_a_caption_that_two_runs_share_is_asked_once_and_a_literal_one_is_known_
     (literal,) = asked_of([Prompt("sf_warp", "learnt")], {"a": ("sf_warp",), "b": ()}, {})
     assert literal.runs is None
     assert literal.caption_of == frozenset({"a"})
+
+
+@pytest.mark.parametrize("prompt", ["{caption}", "a <dry>"])
+def test_the_base_is_asked_what_each_run_began_its_word_from(prompt: str) -> None:
+    """Two runs of one new word from different words: neither's base depends on the other."""
+    captions = {"one": ("a <dry>",), "two": ("a <dry>",), "again": ("a <dry>",)}
+    began = {"one": {"a <dry>": "a slice"}, "two": {"a <dry>": "a cloth"}, "again": {"a <dry>": "a slice"}}
+    asked = asked_of([Prompt(prompt, "learnt")], captions, began)
+    assert [(each.text, each.base_text, each.runs, each.caption_of) for each in asked] == [
+        ("a <dry>", "a slice", frozenset({"one", "again"}), frozenset({"one", "again"})),
+        ("a <dry>", "a cloth", frozenset({"two"}), frozenset({"two"})),
+    ]
+    arms = [BASE, *(replace(TI, run=run) for run in captions)]
+    found = cells(asked, arms, SAMPLINGS[:1], (0,))
+    assert [(cell.arm.run, cell.asked, cell.text) for cell in found] == [
+        ("base", 0, "a slice"), ("base", 1, "a cloth"), ("one", 0, "a <dry>"), ("two", 1, "a <dry>"),
+        ("again", 0, "a <dry>"),
+    ]  # fmt: skip
+
+
+def test_the_run_itself_says_what_its_base_is_asked(tmp_path: Path) -> None:
+    runs = [
+        AskedRun(tmp_path, label, {"base_prompts": {"a <dry>": said}, "data": {"wording": {"dry": ["a <dry>"]}}})
+        for label, said in (("one", "a slice"), ("two", "a cloth"))
+    ]
+    asked = whole._asked([Prompt("{caption}", "learnt")], [(run, ()) for run in runs])
+    assert [(each.base_text, each.runs) for each in asked] == [
+        ("a slice", frozenset({"one"})), ("a cloth", frozenset({"two"}))
+    ]  # fmt: skip
+
+
+def test_a_ring_is_asked_as_it_stands_of_all() -> None:
+    began = {"one": {"a <dry>": "a slice"}, "two": {"a <dry>": "a cloth"}}
+    (asked,) = asked_of([Prompt("a <dry>", "class", 0)], {"one": ("a <dry>",), "two": ()}, began)
+    assert (asked.base_text, asked.runs, asked.caption_of) == ("a <dry>", None, frozenset({"one"}))
+
+
+def test_a_text_is_the_caption_of_no_run_that_is_not_asked_it() -> None:
+    """ "a sf_dry" is made of the caption of the one, and is the caption of the other, which is asked something else."""
+    captions = {"one": ("sf_dry",), "other": ("a sf_dry",)}
+    asked = asked_of([Prompt("a {caption}", "learnt")], captions, {})
+    assert [(each.text, each.runs, each.caption_of) for each in asked] == [
+        ("a sf_dry", frozenset({"one"}), frozenset()),
+        ("a a sf_dry", frozenset({"other"}), frozenset()),
+    ]
 
 
 def test_the_axes_multiply_and_a_prompt_may_have_options_of_its_own() -> None:

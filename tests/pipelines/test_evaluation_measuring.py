@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from data.whole_images import WholeImage, WholeImages
+from pipelines.evaluation import measuring
 from pipelines.evaluation.grid import Arm, Asked
 from pipelines.evaluation.measuring import (
     Images,
@@ -22,6 +24,7 @@ from pipelines.evaluation.measuring import (
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.real_images import RealImages
 from pipelines.evaluation.states import State
+from pipelines.metrics.distances import Estimate
 
 SIZE, COUNT = 16, 24
 RED, GREEN = "a red one", "a green one"
@@ -60,6 +63,13 @@ class Drawn(Images):
         return Subject(BASE.arm, subject.place)
 
 
+def _unread(place: int) -> WholeImage:
+    raise AssertionError(place)
+
+
+NO_WHOLE = WholeImages(0, _unread)
+
+
 def of_colour(caption: str, count: int = COUNT, seed: int = 1, size: int = SIZE) -> np.ndarray:
     rng = np.random.default_rng(seed)
     noise = rng.normal(0, 0.05, (count, size, size, 3)) + rng.normal(0, 0.03, (count, 1, 1, 3))
@@ -68,7 +78,7 @@ def of_colour(caption: str, count: int = COUNT, seed: int = 1, size: int = SIZE)
 
 def real(captions: tuple[str, ...] = (RED, GREEN), *, are_slices: bool = False) -> RealImages:
     training, held_out = ({c: of_colour(c, seed=seed + len(c)) for c in captions} for seed in (10, 40))
-    return RealImages(training, held_out, None, are_slices)
+    return RealImages(training, held_out, NO_WHOLE, "", None, are_slices)
 
 
 def learning(images: RealImages) -> Learning:
@@ -118,6 +128,14 @@ def test_held_out_images_are_counted_under_their_own_class(drawn: Drawn) -> None
     assert found.real_counts == ((COUNT, COUNT), (COUNT - 5, COUNT))
 
 
+def test_adherence_stands_beside_what_chance_gives(drawn: Drawn) -> None:
+    """One of two captions by chance, over the share of real images that the classifier names."""
+    images = real()
+    images.held_out[RED][:5] = of_colour(GREEN, 5)
+    scores, _ = learning_scores(TUNED, drawn, learning(images), seed=0)
+    assert scores["adherence"].floor == pytest.approx(0.5 / ((2 * COUNT - 5) / (2 * COUNT)))
+
+
 def test_class_coverage_stands_beside_that_of_the_base(drawn: Drawn) -> None:
     score = class_coverage_score(TUNED, drawn, learning(real()), CLASS_WORDS, seed=0)["class_coverage"]
     assert score.value == 0
@@ -142,6 +160,23 @@ def test_images_are_placed_between_the_real_images_of_two_captions() -> None:
     assert found.share.num_images == COUNT
     assert [len(each) for each in found.places] == [2 * COUNT, COUNT, 2 * COUNT]
     assert missing == ["'b' is not placed: there are no real images of a blue one."]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "alike", "said"),
+    [
+        (-0.5, -0.1, [False], "farther from the real images than the base model"),
+        (-0.1, 0.4, [True], "inconclusive: the interval holds the base model's value"),
+        (0.2, 0.9, [False, False], "nearer to the real images than the base model"),
+        (0.2, 1.1, [True, False], "nearer to the real images than the base model"),
+        (0.8, 1.1, [True, True], "not told apart from the real images, at this number of images"),
+    ],
+)
+def test_a_mean_skill_is_as_near_as_real_only_where_every_caption_is(
+    low: float, high: float, alike: list[bool], said: str
+) -> None:
+    """One caption far from real ones makes the interval of the mean wide, which is no reason to call it real."""
+    assert measuring._skill_words(Estimate((low + high) / 2, np.linspace(low, high, 1001), 20), alike).startswith(said)
 
 
 def test_one_caption_has_no_classes_to_tell_apart(drawn: Drawn) -> None:
@@ -174,7 +209,7 @@ def test_slices_have_greys_and_no_colours(drawn: Drawn) -> None:
 
 def test_spectra_of_other_sizes_are_left_out_and_it_is_said(drawn: Drawn) -> None:
     images = real()
-    larger = RealImages(images.training, {c: of_colour(c, size=32) for c in COLOURS}, None, are_slices=False)
+    larger = replace(images, held_out={c: of_colour(c, size=32) for c in COLOURS})
     found, left_out = profiles(TUNED, drawn, learning(images), larger, 4, seed=0)
     assert [one.name for one in found] == ["grey", "red", "green", "blue"]
     assert left_out == "images are not of the size of its held-out images, so spectra are not compared."

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pipelines.adapters import export_lora
 from pipelines.components import load_components
-from pipelines.evaluation.bases import BaseModel, BaseNeed
+from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.grid import Arm
 from pipelines.evaluation.opener import PipelineOpener
 from pipelines.evaluation.states import AskedRun, State
+from pipelines.runs import BaseNeed
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from PIL import Image
 from data.errors import OutputError, SettingsError
 from pipelines.components import build_pipeline, load_components
 from pipelines.evaluation import drawing
-from pipelines.evaluation.bases import BaseModel, BaseNeed, base_of, load_bases
+from pipelines.evaluation.bases import BaseModel, base_of, load_bases
 from pipelines.evaluation.drawing import LARGEST_DIFFERENCE, Drawing, batches, count_tokens_cut, parse_schedulers
 from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
 from pipelines.fingerprints import weights_fingerprint
+from pipelines.runs import BaseNeed
 
 BASE = Arm("base", None, 1.0, "base")
 
@@ -126,13 +128,17 @@ def test_what_is_killed_between_two_batches_keeps_the_first(
     assert times == {key: store.path(key).stat().st_mtime_ns for key in there}
 
 
-def test_bases_differ_by_any_of_their_weights(tiny_base_dir: Path, base: BaseModel) -> None:
+def test_bases_differ_by_any_of_their_weights_and_by_what_they_predict(
+    tiny_base_dir: Path, base: BaseModel, tmp_path: Path
+) -> None:
     again = BaseModel.load("base", BaseNeed(str(tiny_base_dir)), "cpu")
     assert again.identity == base.identity
     other = load_components(str(tiny_base_dir))
     assert other.fingerprint == base.components.fingerprint
-    as_v = BaseModel.load("base", BaseNeed(str(tiny_base_dir), "v_prediction"), "cpu")
-    assert as_v.identity != base.identity
+    as_v = copytree(tiny_base_dir, tmp_path / "v")
+    config = as_v / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"prediction_type": "epsilon"', '"prediction_type": "v_prediction"'))
+    assert BaseModel.load("base", BaseNeed(str(as_v)), "cpu").identity != base.identity
     with torch.no_grad():
         next(iter(other.vae.parameters())).add_(1e-3)
     assert weights_fingerprint(other.vae) != weights_fingerprint(base.components.vae)

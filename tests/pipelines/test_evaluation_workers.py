@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from data.errors import SettingsError
-from pipelines.evaluation.bases import BaseModel, BaseNeed
+from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.drawing import LARGEST_DIFFERENCE, Drawing, Keyed, batches
 from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.store import ImageStore
 from pipelines.evaluation.workers import IMAGES_WORTH_A_PROCESS, draw_in_processes, num_workers
+from pipelines.runs import BaseNeed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,9 +78,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from tests.pipelines import test_evaluation_workers as here
-from pipelines.evaluation.bases import BaseModel, BaseNeed
+from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.drawing import batches
 from pipelines.evaluation.workers import draw_in_processes
+from pipelines.runs import BaseNeed
 if __name__ == "__main__":
     base = BaseModel.load("base", BaseNeed(sys.argv[1]), "cpu")
     draw_in_processes(batches(here._keyed(40, 100), 2), Path(sys.argv[2]), {"base": base}, {}, size_px=32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from scipy.ndimage import gaussian_filter
 
 from pipelines import judge_pixels
 from pipelines.diffusion import judgement
+from pipelines.diffusion.drawing import Way
+from pipelines.diffusion.judgement import in_colour
 from pipelines.judge_pixels import judged_with_copies, lines
+from pipelines.metrics.training_images import TrainingImages
 from tests.tiny_pixels import LABELS, tiny_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # its use of numpy
@@ -25,10 +29,14 @@ def _slices(seed: int, count: int, blur: float = 1.5) -> np.ndarray:
     return (0.5 + 0.15 * smooth).clip(0, 1).astype(np.float32)[..., None]
 
 
+def _index(training: np.ndarray) -> TrainingImages:
+    return TrainingImages(in_colour(training))
+
+
 def test_pictures_of_the_same_law_are_as_near_as_real_ones_and_others_are_not() -> None:
     training, held_out = _slices(1, 24), _slices(2, 24)
-    same = judged_with_copies(_slices(3, 24), training, held_out, None)
-    other = judged_with_copies(_slices(3, 24, blur=4.0), training, held_out, None)
+    same = judged_with_copies(_slices(3, 24), training, held_out, _index(training), None)
+    other = judged_with_copies(_slices(3, 24, blur=4.0), training, held_out, _index(training), None)
     assert same["texture"]["distance"]["low"] < same["texture"]["floor"]["high"]
     assert other["texture"]["distance"]["low"] > other["texture"]["floor"]["high"]
     assert max(each["ratio"] for each in same["slices"].values() if each["ratio"] is not None) < 5
@@ -40,14 +48,14 @@ def test_pictures_of_the_same_law_are_as_near_as_real_ones_and_others_are_not() 
 def test_copies_of_training_pictures_are_found() -> None:
     training, held_out = _slices(1, 24), _slices(2, 24)
     moved = np.roll(training[:16], (3, -2), axis=(1, 2))
-    found = judged_with_copies(moved, training, held_out, None)["copying"]
+    found = judged_with_copies(moved, training, held_out, _index(training), None)["copying"]
     assert found["auc"]["value"] > 0.95
     assert sum(match["image"] == match["training"] for match in found["matches"]) >= 15
 
 
 def test_pictures_in_colour_have_no_slice_descriptors() -> None:
-    colour = [np.repeat(_slices(seed, 12), 3, axis=-1) for seed in (1, 2, 3)]
-    assert judged_with_copies(*colour, None)["slices"] is None
+    drawn, training, held_out = (np.repeat(_slices(seed, 12), 3, axis=-1) for seed in (1, 2, 3))
+    assert judged_with_copies(drawn, training, held_out, _index(training), None)["slices"] is None
 
 
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
@@ -56,8 +64,9 @@ def test_every_kind_is_judged_by_itself(
 ) -> None:
     monkeypatch.setattr(judgement, "FEWEST_OF_A_KIND", 1)  # an untrained model draws nothing of a kind for sure
     run = tiny_run(tmp_path, labels=labels, size_px=32)
-    judge_pixels.main(["--model", str(run), "--num_images", "4", "--num_inference_steps", "2"])
+    judge_pixels.main(["--model", str(run), "--num_images", "4", "--num_inference_steps", "2", "--eta", "0.5"])
     record = json.loads((run / "judged-0" / "judgement.json").read_text())
+    assert record["way"] == asdict(Way(num_steps=2, eta=0.5))
     counts = {kind: found["num_images"]["drawn"] for kind, found in record["kinds"].items()}
     said = capsys.readouterr().out
     if labels:
@@ -72,8 +81,12 @@ def test_every_kind_is_judged_by_itself(
 
 
 def test_the_words_say_the_numbers() -> None:
-    record = {"naming": "", "kinds": {"a": judged_with_copies(_slices(3, 12), _slices(1, 12), _slices(2, 12), 40.0)}}
+    drawn, training, held_out = (_slices(seed, 12) for seed in (3, 1, 2))
+    kinds = {"a": judged_with_copies(drawn, training, held_out, _index(training), 40.0)}
+    record = {"naming": "", "left_out": ["b", "c"], "searched": {"pictures": 12, "of": 30}, "kinds": kinds}
     said = lines(record)
+    assert said[0] == "copies were searched in 12 of 30, evenly spaced, training pictures, at every place of each"
+    assert said[1] == "not judged, as fewer than two training or held-out pictures are theirs: b, c"
     auc = record["kinds"]["a"]["copying"]["auc"]
     assert any(line.startswith(f"  copy AUC {auc['value']:.2f}") for line in said)
     measured = [line for line in said if "times real" in line]

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from data.errors import DataError
+from pipelines.diffusion import judgement
 from pipelines.diffusion.drawing import Way
 from pipelines.diffusion.judgement import (
     RealPictures,
@@ -55,6 +57,23 @@ def test_planes_are_held_against_themselves_and_not_against_their_mixture() -> N
     assert near.slice_ratio is not None
     assert far.slice_ratio is not None
     assert near.slice_ratio.high < far.slice_ratio.low
+
+
+def test_kinds_of_one_picture_on_a_side_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run(tmp_path, labels=True, size_px=32)
+    model, dataset = load_pixel_model(run), open_pictures(run)
+
+    def few(_: object, __: object, side: str, ___: int) -> dict[str, torch.Tensor]:
+        counts = {LABELS[0]: 4, LABELS[1]: 1 if side == "held-out" else 4}
+        return {label: torch.zeros(count, 1, 32, 32) for label, count in counts.items() if label in left}
+
+    monkeypatch.setattr(judgement, "pictures", few)
+    left = set(LABELS)
+    real = RealPictures.of(model, dataset, 8)
+    assert (real.kinds, real.left_out) == ((LABELS[0],), (LABELS[1],))
+    left = {LABELS[1]}
+    with pytest.raises(DataError, match="no kind with two or more"):
+        RealPictures.of(model, dataset, 8)
 
 
 def test_training_pictures_judged_as_drawn_are_the_floor_of_one() -> None:

@@ -20,6 +20,8 @@ from pipelines.adapters import export_lora
 from pipelines.components import Components, load_components
 from pipelines.embeddings import export_embeddings
 from pipelines.merging import combine, merge, merge_in_place
+from pipelines.runs import read_facts
+from tests.tiny_adapters import tiny_adapter
 
 PARTS = ("unet", "text_encoder")
 
@@ -170,6 +172,33 @@ def test_script_writes_a_model_that_plain_diffusers_loads(
     }
     assert load_components(str(folder)).fingerprint != base.fingerprint
     assert [path.name for path in folder.parent.iterdir()] == ["merged"]
+
+
+def test_a_merged_model_says_what_its_adapters_said(
+    base: Components, both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = {"window": [0.0, 900.0], "dtype": "uint16"}
+    said = [
+        {"base": "here", "prediction_type": "epsilon", "um_per_px": 40.0, "grey_values": {"dry": grey}},
+        {"base": "there", "prediction_type": "epsilon", "um_per_px": 80.0, "grey_values": {"dry": grey, "wet": grey}},
+    ]
+    names = ["first", "second", "foreign"]
+    for name, facts in zip(names, [*said, None], strict=True):
+        tiny_adapter(Path(base.name), tmp_path / name, facts)
+    adapters = [tmp_path / name for name in names]
+    folder, of_base = tmp_path / "merged", ("--pretrained_model_name_or_path", base.name)
+    assert run("--adapter", *adapters, both, "--output_dir", folder, *of_base) == 0
+    assert read_facts(folder) == {
+        "base": base.name,
+        "base_fingerprint": base.fingerprint,
+        "revision": None,
+        "variant": None,
+        "prediction_type": "epsilon",
+        "grey_values": {"dry": {"um_per_px": 40.0, **grey}, "wet": {"um_per_px": 80.0, **grey}},
+    }
+    told = capsys.readouterr().out
+    assert f"{adapters[1]}: trained with another window or pixel scale than those before it on dry;" in told
+    assert all(f"{path}: says nothing of grey values" in told for path in (adapters[2], both))
 
 
 def test_a_new_word_beside_an_adapter_goes_into_the_merged_model(base: Components, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.whole_images import WholeImage, WholeImages
 from pipelines.evaluation.real_images import MOST_OF_ONE, RealImages, captions_of, num_captions_left_out
 from pipelines.evaluation.states import AskedRun
 
@@ -16,9 +17,12 @@ def _images(first: int, count: int) -> np.ndarray:
     return np.arange(first, first + count, dtype=np.float32)[:, None, None, None] * np.ones((1, 4, 4, 3), np.float32)
 
 
+WHOLE = WholeImages(35, lambda place: WholeImage(np.zeros((3, 4, 4), np.float32), "a", str(place)))
+
+
 def test_halves_are_of_neighbours_and_share_no_held_out_image() -> None:
     real = RealImages(
-        {"a": _images(100, 30), "b": _images(200, 5)}, {"a": _images(0, 21), "b": _images(50, 20)}, 2.0, True
+        {"a": _images(100, 30), "b": _images(200, 5)}, {"a": _images(0, 21), "b": _images(50, 20)}, WHOLE, "", 2.0, True
     )
     halves = real.halves()
     assert halves is not None
@@ -26,13 +30,14 @@ def test_halves_are_of_neighbours_and_share_no_held_out_image() -> None:
         assert half.held_out["a"][:, 0, 0, 0].tolist() == list(of_a)
         assert half.held_out["b"][:, 0, 0, 0].tolist() == list(of_b)
         assert half.training is real.training
+        assert half.whole is real.whole
         assert (half.um_per_px, half.are_slices) == (2.0, True)
 
 
 def test_too_few_to_say_anything_of_a_half_are_not_cut() -> None:
     training = {"a": _images(0, 30), "b": _images(0, 30)}
-    assert RealImages(training, {"a": _images(0, 40), "b": _images(0, 19)}, None, False).halves() is None
-    assert RealImages(training, {}, None, False).halves() is None
+    assert RealImages(training, {"a": _images(0, 40), "b": _images(0, 19)}, WHOLE, "", None, False).halves() is None
+    assert RealImages(training, {}, WHOLE, "", None, False).halves() is None
 
 
 def _of(*captions: str | None) -> list[dict[str, Any]]:

@@ -125,7 +125,9 @@ def _result() -> Result:
             for seed in SEEDS
         ),
         copied=(
-            Copied(2, 0, 1, key_of(2, 0, 1), key_of(4, 0, 0), key_of(4, 0, 1), 0.93, "as it is", (0, 3), flagged=True),
+            Copied(
+                2, 0, 1, key_of(2, 0, 1), key_of(4, 0, 0), key_of(4, 0, 1), 0.93, "as it is", (0, 3), True, "dry.tif 7"
+            ),
         ),
         held_out_ncc={EVIL: (0.2, 0.4, 0.6)},
         losses=tuple(HeldOutLoss("lora", step, 8 * step, 0.15 * step, 1 / step) for step in (5, 10, 20)),
@@ -248,6 +250,22 @@ def test_only_what_an_interval_decides_is_set_in_bold(page: Path) -> None:
     assert by_value["0.7"] == "sure"
     assert by_value["0.2"] == "unsure"
     assert by_value["–"] == "unsure"
+
+
+def test_what_is_at_the_base_or_at_chance_is_not_bold(store: ImageStore, tmp_path: Path) -> None:
+    scores = {
+        "adherence": Score(0.52, 0.3, 0.7, 40, "TexStat-v1", "", 0.5),
+        "drift": Score(0.0, 0.0, 0.0, 40, "U-Net"),
+        "drift_unrelated": Score(0.31, 0.2, 0.4, 40, "U-Net"),
+        "paired": Score(0.021, 0.0, 0.04, 40, "TexStat-v1"),
+        "class_coverage": Score(0.66, 0.6, 0.7, 40, "TexStat-v1"),  # beside nothing
+    }
+    learnt = {"adherence": Score(0.92, 0.8, 0.97, 40, "TexStat-v1", "", 0.5)}
+    result = replace(_result(), measured=(Measured(1, 0, scores), Measured(2, 0, learnt)))
+    text = write_page(result, store, tmp_path / "bold.html").read_text("utf-8")
+    found = {value: kind for kind, value in re.findall(r'class="(sure|unsure)"[^>]*>([\d.]+)<small>', text)}
+    sure = {value for value, kind in found.items() if kind == "sure"}
+    assert (sure, set(found) - sure) == ({"0.31", "0.92"}, {"0.52", "0", "0.021", "0.66"})
 
 
 def test_the_scores_lie_beside_it(page: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.evaluation.cost import reached, taken
+import torch
+from safetensors.torch import save_file
+
+from pipelines.evaluation.cost import cost_of, reached, taken
+from pipelines.evaluation.states import AskedRun
 
 
 def _session(**changed: object) -> str:
@@ -40,6 +44,15 @@ def test_a_run_without_a_readable_record_says_nothing(tmp_path: Path) -> None:
     for content in ("", "{", '{"seconds": 1}\n'):
         (tmp_path / "cost.jsonl").write_text(content)
         assert taken(tmp_path / "cost.jsonl") == {}
+
+
+def test_what_a_run_trained_is_counted_once_from_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    held = {"unet": ("a", "ema/a"), "averaged": ("unet/a",), "optimizer": ("unet/a/exp_avg", "unet/a/z")}
+    for name, keys in held.items():
+        save_file({key: torch.zeros(3, 4) for key in keys}, folder / f"{name}.safetensors")
+    assert cost_of(AskedRun(tmp_path, "run", {}), {})["trained parameters"] == "12"
 
 
 def test_the_time_to_a_skill_is_that_of_the_first_state_that_has_it() -> None:

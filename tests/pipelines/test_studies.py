@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from data.errors import OutputError, SettingsError
 from finetune.core import settings as options
 from finetune.core.cli import load_settings
 from pipelines.evaluation.prompt_sets import read_prompt_file
-from pipelines.studies.report import html, markdown, written
+from pipelines.studies.report import html, intervals, markdown, written
 from pipelines.studies.study import SCRIPTS, Run, read_study
 from pipelines.studies.summary import MEASURES, SeedMean, differences_of, judged, seed_mean, summarise
 from pipelines.studies.training import RECORD, Cost, RunFailed, TrainedRun, arguments, check_runs, train_all
@@ -104,7 +105,7 @@ CLAIM = """claims:
         (GOOD.replace("sf_dry, nine", "../sf_dry"), "data: found the name '../sf_dry'"),
         (GOOD.replace("sf_dry, nine", "sf dry") + "  lora; rank: {script: lora}\n", "methods: found the name"),
         (GOOD.replace("lora, rank 2", "lora  rank").replace("  lora:", "  lora rank:"), "methods: two names make one"),
-        (GOOD + "images_per_prompt: 0\n", "images_per_prompt: found 0, expected a whole number from 1"),
+        (GOOD + "images_per_prompt: 1\n", "images_per_prompt: found 1, expected a whole number from 2"),
         (GOOD + "num_inference_steps: many\n", "num_inference_steps: found 'many'"),
         (GOOD + CLAIM.replace("greater: lora", "greater: lorra"), "found the method 'lorra'. Did you mean lora"),
         (GOOD + CLAIM.replace("data: sf_dry", "data: sf"), "claims: more: found the data 'sf'"),
@@ -177,6 +178,17 @@ def test_a_run_is_trained_once_and_a_stopped_one_goes_on(tmp_path: Path, picture
         check_runs(changed.runs, tmp_path / "out")
 
 
+def test_a_run_of_another_script_is_not_taken_for_the_one_asked(tmp_path: Path) -> None:
+    runs = read_study(_file(tmp_path, GOOD)).runs
+    for run in runs:
+        (tmp_path / run.folder_name).mkdir()
+        record = json.dumps({"script": run.script, "options": dict(run.options), "is_done": True})
+        (tmp_path / run.folder_name / RECORD).write_text(record)
+    check_runs(runs, tmp_path)
+    with pytest.raises(OutputError, match=r"script: the study says 'lora_dreambooth', the run there had 'lora'"):
+        check_runs([replace(run, script="lora_dreambooth") for run in runs], tmp_path)
+
+
 def test_an_option_that_a_script_refuses_is_told_before_anything_is_trained(
     tmp_path: Path, tiny_base_dir: Path
 ) -> None:
@@ -218,13 +230,14 @@ def test_differences_are_decided_by_the_spread_over_seeds() -> None:
     assert [each.p for each in same] == [1.0, 0.0, 0.0]
 
 
-def _found(folder: Path) -> tuple[Any, Any]:
+def _found(
+    folder: Path, text: str = GOOD, skills: Sequence[float | None] = (0.80, 0.82, 0.40, 0.42)
+) -> tuple[Any, Any]:
     """A study of two methods and two seeds, and what its summary is, from a result as an evaluation writes it."""
-    study = read_study(_file(folder, GOOD))
+    study = read_study(_file(folder, text))
     runs = [run for run in study.runs if run.data == "sf_dry"]
     trained = [TrainedRun(run, folder, Cost(60.0 * (1 + run.seed), 512.0)) for run in runs]
     labels = [f"{run.method} <{run.seed}>" for run in runs]
-    values = [0.80, 0.82, 0.40, 0.42]
     result = {
         "models": [{"run": "base", "is_base": True}, *({"run": label, "is_base": False} for label in labels)],
         "measured": [
@@ -232,12 +245,12 @@ def _found(folder: Path) -> tuple[Any, Any]:
                 "model": 1 + place,
                 "sampling": 0,
                 "scores": {
-                    "skill": _score(value),
-                    "prior": _score(value / 2),
+                    "skill": _score(skill, "" if skill else "as near as the base"),
+                    "prior": _score([0.40, 0.41, 0.20, 0.21][place]),
                     "adherence": _score(None, "one word"),
                 },
             }
-            for place, value in enumerate(values)
+            for place, skill in enumerate(skills)
         ],
         "cost": [{"run": label, "artefact, MB": "3.7", "trained parameters": "968,832"} for label in labels],
     }
@@ -252,14 +265,41 @@ def test_a_summary_has_a_row_for_each_method_with_its_cost(tmp_path: Path) -> No
     assert second.scores["skill"].value == pytest.approx(0.41)
     assert first.scores["adherence"] is None
     assert first.why["adherence"] == "one word"
+    assert first.num_seeds == 2
     assert set(first.scores) == set(MEASURES)
     assert {(d.measure, d.higher) for d in summary.differences} == {("skill", "lora"), ("prior", "lora")}
 
 
 def test_no_zero_is_below_zero() -> None:
-    assert written(SeedMean(-0.001, -0.004, 0.001, 3)) == "0.00 [0.00, 0.00]"
-    assert written(SeedMean(-0.01, -0.02, 0.0, 3)) == "-0.01 [-0.02, 0.00]"
-    assert written(None) == "–"
+    assert written(SeedMean(-0.001, -0.004, 0.001, 3), 3) == "0.00 [0.00, 0.00]"
+    assert written(SeedMean(-0.01, -0.02, 0.0, 3), 3) == "-0.01 [-0.02, 0.00]"
+    assert written(None, 3) == "–"
+
+
+def test_a_mean_of_fewer_seeds_than_were_trained_says_so(tmp_path: Path) -> None:
+    assert written(SeedMean(0.5, 0.4, 0.6, 2), 3) == "0.50 [0.40, 0.60], 2 of 3 seeds"
+    study, summary = _found(tmp_path, skills=(0.80, None, 0.40, 0.42))
+    table, page = markdown(summary), html(study, summary, {}, {})
+    for text in (table, page):
+        assert "0.80 [0.70, 0.80] over images, 1 of 2 seeds" in text
+        assert "0.41 [0.28, 0.54]" in text
+        assert "over training seeds; over the images of one training where it alone has the number." in text
+    assert '<td title="as near as the base">0.80 [' in page
+    assert summary.rows[1].why.keys() == summary.rows[0].why.keys() - {"skill"}
+    (claim, *_) = judged(read_study(_file(tmp_path, GOOD + CLAIM)).claims, summary.rows)
+    assert claim.verdict == "inconclusive"
+    assert claim.effect == "sf_dry, skill: one training seed of lora, where two are needed"
+
+
+def test_a_study_of_one_seed_says_that_its_intervals_are_over_images(tmp_path: Path) -> None:
+    study, summary = _found(tmp_path, GOOD.replace("[0, 7]", "[0]"), (0.80, 0.40))
+    assert intervals(summary.rows).startswith("Intervals: 95 % over the images of one training")
+    table, page = markdown(summary), html(study, summary, {}, {})
+    for text in (table, page):
+        assert "0.80 [0.70, 0.80] over images, 1 of 1 seed" in text
+        assert "over training seeds" not in text
+    assert "1 training seed:" in page
+    assert "One training seed decides no difference of methods." in page
 
 
 def test_claims_are_judged_by_the_trainings_and_shown(tmp_path: Path) -> None:

@@ -355,7 +355,8 @@ def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path, run: 
     folder, prompts = tmp_path / "copy", tmp_path / "claims.yaml"
     shutil.copytree(evaluation, folder)
     prompts.write_text(PROMPTS + CLAIMS)
-    evaluate(_arguments(run, prompts, folder, "--checkpoints", "all"))
+    ten_of_the_rings = ("--seeds", "0-4", "--tier", "standard")  # with fewer there is no verdict
+    evaluate(_arguments(run, prompts, folder, "--checkpoints", "all", *ten_of_the_rings))
     claims = _result(folder)["claims"]
     assert [claim["verdict"] for claim in claims] == ["confirmed", "contradicted"]
     assert claims[0]["effect"].startswith("drift: run ")

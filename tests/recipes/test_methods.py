@@ -38,6 +38,7 @@ SETTINGS: dict[str, type[options.ConceptSettings]] = {
     "pivotal_tuning": options.PivotalTuningSettings,
 }
 LORA, WORD, WHOLE = "pytorch_lora_weights.safetensors", "learned_embeds.safetensors", "model_index.json"
+FACTS = "filrouge.json"  # of a whole model
 PRIOR = ("--with_prior_preservation", "--num_class_images", "2")
 NEW_WORD = ("--placeholder_token", "<dry-warp>", "--initializer_token", "dry", "--num_vectors", "2")
 
@@ -78,13 +79,13 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "full_unet": Run("captioned", ("--ema_decay", "0.9"), ("4 with 3 captions",), (WHOLE, "unet")),
+    "full_unet": Run("captioned", ("--ema_decay", "0.9"), ("4 with 3 captions",), (WHOLE, FACTS, "unet")),
     "textual_inversion": Run("scans", NEW_WORD, ("new word    <dry-warp> <dry-warp>_1 (2 vectors)",), (WORD,)),
     "dreambooth": Run(
         "pictures",
         ("--instance_prompt", "a w17h3r texture", *PRIOR),
         ("4 with 1 captions, and 2 of the class",),
-        (WHOLE, "unet"),
+        (WHOLE, FACTS, "unet"),
     ),
     # the one with the identifier report
     "lora": Run("scans", ("--train_text_encoder", "--identifier_report"), ("identifiers\n  sf_dry sf_warp",), (LORA,)),
@@ -101,6 +102,10 @@ def _source(name: str, material: Path) -> list[str]:
     return ["--train_data_dir", str(material / name)]
 
 
+def _without_report(script: str) -> tuple[str, ...]:
+    return ("--no-identifier_report",) if issubclass(SETTINGS[script], options.PromptedSettings) else ()
+
+
 @pytest.fixture(scope="module")
 def trained(
     material: Path, tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
@@ -113,7 +118,7 @@ def trained(
         if script not in done:
             row, folder = RUNS[script], runs / script
             command = [
-                *(sys.executable, f"finetune/{script}.py", "--no-identifier_report", *_source(row.source, material)),
+                *(sys.executable, f"finetune/{script}.py", *_without_report(script), *_source(row.source, material)),
                 *("--pretrained_model_name_or_path", str(tiny_base_dir), "--output_dir", str(folder)),
                 *("--max_train_steps", "2", "--train_batch_size", "2", "--num_validation_images", "1"),
                 *("--num_threads", "1", *row.arguments),
@@ -362,7 +367,7 @@ def _check(mistake: Mistake, material: Path, base: Path, tmp_path: Path, capsys:
     argv = [
         *(_source(mistake.source, material) if mistake.source else []),
         *("--pretrained_model_name_or_path", str(base), "--output_dir", str(run), "--overwrite_output_dir"),
-        *("--max_train_steps", "1", "--no-identifier_report", *mistake.arguments),
+        *("--max_train_steps", "1", *_without_report(mistake.script), *mistake.arguments),
     ]
     code = run_script(import_module(f"finetune.{mistake.script}").main, SETTINGS[mistake.script], mistake.script, argv)
     printed = capsys.readouterr()

@@ -1,0 +1,41 @@
+"""Whole training images as pictures, read one by one: what a search for copies goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+
+from data.whole_images import WholeImages
+
+
+class WholePictures(Sequence[np.ndarray]):
+    """The pictures of whole images, each float32 (H, W, 3) in [0, 1], read when it is asked for and not kept."""
+
+    def __init__(self, images: WholeImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, place: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, place: slice) -> WholePictures: ...
+    def __getitem__(self, place: int | slice) -> np.ndarray | WholePictures:
+        if isinstance(place, slice):
+            return WholePictures(self.images[place])
+        pixels = self.images[place].pixels.transpose(1, 2, 0)
+        return np.clip((pixels + 1) / 2, 0, 1).astype(np.float32)
+
+    def spread(self, most: int) -> WholePictures:
+        """Return at most a number of these, evenly spaced."""
+        from data.slices import evenly_spaced
+
+        return WholePictures(self.images.at(evenly_spaced(len(self), min(most, len(self)))))
+
+    def place(self, number: int, origin_px: tuple[int, int]) -> str:
+        """Return where a window of a picture is, as "dry.tif warp 87 @ (12, 40) px"."""
+        row, column = origin_px
+        return f"{self.images[number].name} @ ({row}, {column}) px"

@@ -1,0 +1,143 @@
+"""pipelines/compare.py in this process, on a few random pictures: any number of images, where it draws and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from data.exits import exit_code
+from pipelines import compare
+from tests.tiny_adapters import tiny_adapter
+
+SIZE_PX = 32
+
+
+def run(*arguments: object) -> int:
+    return exit_code(lambda: compare.main([str(argument) for argument in arguments]), "compare")
+
+
+def _pixels(count: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {caption: rng.uniform(-1, 1, (count, 3, SIZE_PX, SIZE_PX)).astype(np.float32) for caption in ("dry", "red")}
+
+
+def _manifest(base: Path) -> dict[str, Any]:
+    return {
+        "method": "lora",
+        "base": str(base),
+        "prediction_type": "epsilon",
+        "base_prompts": {},
+        "settings": {"revision": None, "variant": None},
+    }
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_adapter(tiny_base_dir, tmp_path_factory.mktemp("runs") / "run", {"base": str(tiny_base_dir)})
+    (folder / "manifest.json").write_text(json.dumps(_manifest(tiny_base_dir)))
+    return folder
+
+
+@pytest.fixture
+def reopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run have the same few pictures as its data."""
+    dataset = SimpleNamespace(
+        captions=("dry", "red"),
+        resolution=SIZE_PX,
+        held_out_pixels=lambda count: _pixels(count, 1),
+        training_pixels=lambda count: _pixels(count, 2),
+        manifest=lambda: {},
+    )
+    monkeypatch.setattr("pipelines.run_data.reopened", lambda *_: dataset)
+
+
+def _drawn(found: list[str]) -> Callable[..., np.ndarray]:
+    """Return what takes the place of `sample`: random pictures, and the devices of the modules in `found`."""
+
+    def sample(pipeline: StableDiffusionPipeline, prompts: list[str], *_: object, **__: object) -> np.ndarray:
+        modules = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+        found.extend(sorted({tensor.device.type for module in modules for tensor in module.state_dict().values()}))
+        return np.random.default_rng(3).uniform(0, 1, (len(prompts), SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+
+    return sample
+
+
+@pytest.mark.usefixtures("reopened")
+@pytest.mark.parametrize("num_images", [2, 3, 7, 8, 9])
+def test_any_number_of_images_makes_a_picture(
+    num_images: int, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipelines.sampling.sample", _drawn([]))
+    folder = tmp_path / "new" / "compare"
+    assert run("--adapter", adapter, "--num_images", num_images, "--output_dir", folder) == 0
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["prompts"]["dry"]["num_images"] == dict.fromkeys(
+        ("training", "held-out", "base", "tuned"), num_images
+    )
+    columns = min(num_images, compare.COLUMNS)
+    with Image.open(folder / "compare.png") as picture:
+        assert columns * 96 < picture.width < 260 + columns * 110  # one column of 96 px for each image
+    assert f"Look at {folder / 'compare.png'}" in capsys.readouterr().out
+    assert not (adapter / "compare").exists()
+
+
+@pytest.mark.usefixtures("reopened")
+@pytest.mark.parametrize(("kind", "devices"), [("adapter", ["cpu", "meta"]), ("whole model", ["meta", "meta"])])
+def test_base_and_tuned_model_are_drawn_on_the_device_of_this_machine(
+    kind: str,
+    devices: list[str],
+    adapter: Path,
+    tiny_base_dir: Path,
+    make_tiny_base: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An adapter can only be attached to a base that is not on the meta device yet."""
+    found: list[str] = []
+    chosen = iter(devices)
+    monkeypatch.setattr("pipelines.sampling.sample", _drawn(found))
+    monkeypatch.setattr("pipelines.devices.drawing_device", lambda: torch.device(next(chosen)))
+    run_folder = adapter
+    if kind == "whole model":
+        run_folder = make_tiny_base(tmp_path / "whole", seed=1)
+        (run_folder / "manifest.json").write_text(json.dumps(_manifest(tiny_base_dir)))
+    assert run("--adapter", run_folder, "--num_images", "2") == 0
+    assert found == devices
+    assert (run_folder / "compare" / "compare.png").exists()
+
+
+@pytest.mark.parametrize("option", ["--num_images", "--num_inference_steps"])
+def test_numbers_too_small_to_compare_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    least = {"--num_images": 2, "--num_inference_steps": 1}[option]
+    assert run("--adapter", "nowhere", option, least - 1) == 2
+    assert f"{option}: found {least - 1}, expected {least} or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (
+            {"method": "ddpm", "pixel_model": {}},
+            "a run of ddpm, which fine-tunes no base. Judge it so: python pipelines/",
+        ),
+        ({"method": "autoencoder"}, "a run of autoencoder, which fine-tunes no base.\n"),
+    ],
+)
+def test_a_run_without_a_base_is_told(
+    manifest: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert run("--adapter", tmp_path) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert (f"judge_pixels.py --model {tmp_path}" in told) == ("pixel_model" in manifest)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
