@@ -44,8 +44,14 @@ class RealPictures:
     def of(cls, model: PixelModel, dataset: ConceptDataset, num_images: int) -> RealPictures:
         """Return at most num_images pictures of each side, as many of each kind as there are.
 
-        Raises DataError where no kind can be judged.
+        Raises DataError for fewer than two pictures of a kind by num_images, and where no kind can be judged.
         """
+        num_kinds = len(dataset.captions)
+        if num_images - (num_kinds - 1) * -(-num_images // num_kinds) < 2:
+            raise DataError(
+                "pictures of a kind",
+                f"found {num_images} for {num_kinds} kinds, expected two or more of each. Raise --num_images.",
+            )
         training, held_out = (
             {kind: to_images(model, pixels) for kind, pixels in pictures(model, dataset, side, num_images).items()}
             for side in ("training", "held-out")

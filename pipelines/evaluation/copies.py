@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipelines.whole_pictures import WholePictures
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Whole training images, ready to be searched, and the held-out images by caption that calibrate the search.
+    """Whole training images, ready to be searched.
 
     num_training: how many there are, of which those of the index are an even choice.
     """
@@ -29,7 +29,7 @@ class Search:
     index: TrainingImages
     pictures: WholePictures
     num_training: int
-    held_out: Mapping[str, np.ndarray]
+    _known: dict[str, Match] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -38,14 +38,20 @@ class Search:
         part = f"all {number}" if searched == number else f"{searched} of {number}, evenly spaced,"
         return f"copies were searched in {part} training images, at every place of each"
 
-    @cached_property
-    def held_out_matches(self) -> dict[str, list[Match]]:
-        """The place most like each held-out image by caption: the same for all models of these training images."""
-        return {caption: self.index.nearest(images) for caption, images in self.held_out.items() if len(images)}
+    def nearest_of_real(self, images: np.ndarray) -> list[Match]:
+        """Return the place most like each real image (N, H, W, 3); each image is searched for once, whoever asks."""
+        names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+        new = {name: image for name, image in zip(names, images, strict=True) if name not in self._known}
+        if new:
+            self._known.update(zip(new, self.index.nearest(np.stack(list(new.values()))), strict=True))
+        return [replace(self._known[name], image=number) for number, name in enumerate(names)]
 
 
 class Searches:
-    """The search of each set of real images, made once for all runs that learnt from them. most: to search in."""
+    """The search of each set of training images, made once for all runs that learnt from them.
+
+    most: training images to search in.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -53,20 +59,28 @@ class Searches:
 
     def of(self, real: RealImages, image_shape: tuple[int, int]) -> Search:
         """Return the search of real images for images of a shape (rows, columns)."""
-        name = real.data_hash, image_shape
+        name = real.images_hash, image_shape
         if name not in self._known:
             pictures = WholePictures(real.whole).spread(self._most)
-            index = TrainingImages(pictures, image_shape)
-            self._known[name] = Search(index, pictures, len(real.whole), real.held_out)
+            self._known[name] = Search(TrainingImages(pictures, image_shape), pictures, len(real.whole))
         return self._known[name]
 
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """The search of a run's training images. asked: the captions that were asked, with their place in the plan."""
+    """The search of a run's training images.
+
+    held_out: by caption, what calibrates the search. asked: the captions that were asked, with their place in the plan.
+    """
 
     search: Search
+    held_out: Mapping[str, np.ndarray]
     asked: Mapping[str, int]
+
+    @cached_property
+    def held_out_matches(self) -> dict[str, list[Match]]:
+        """The place most like each held-out image by caption."""
+        return {caption: self.search.nearest_of_real(images) for caption, images in self.held_out.items()}
 
     @staticmethod
     def of(run: str, plan: Plan, real: RealImages, searches: Searches) -> Copies | None:
@@ -79,7 +93,7 @@ class Copies:
             for place, question in reversed(list(enumerate(plan.asked)))
             if run in question.caption_of
         }
-        return Copies(searches.of(real, size_px), asked)
+        return Copies(searches.of(real, size_px), real.held_out, asked)
 
     def measure(self, subject: Subject, images: Images, *, seed: int) -> Copying | None:
         """Return how near a model's images of its captions are to the training images; None where it was asked none."""
@@ -89,7 +103,7 @@ class Copies:
         found = iter(self.search.index.nearest(np.concatenate(list(drawn.values()))))
         return calibrated(
             [
-                Group([next(found) for _ in pictures], self.search.held_out_matches.get(caption, []))
+                Group([next(found) for _ in pictures], self.held_out_matches.get(caption, []))
                 for caption, pictures in drawn.items()
             ],
             num_training=len(self.search.index),

@@ -220,9 +220,9 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
         found.statements.append(
             f"{run.label}: images are not of the size of its training images: copying is not measured."
         )
-    elif copies.search.held_out_matches:
+    elif copies.held_out_matches:
         found.held_out_ncc[run.label] = tuple(
-            float(match.ncc) for matches in copies.search.held_out_matches.values() for match in matches
+            float(match.ncc) for matches in copies.held_out_matches.values() for match in matches
         )
     if copies is not None:
         found.statements.append(f"{run.label}: {copies.search.words}")

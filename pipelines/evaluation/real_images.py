@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from data.errors import FilrougeError
+from data.splits import manifest_hash
 from data.whole_images import WholeImages
 from pipelines.evaluation.states import AskedRun
 from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
 from pipelines.run_data import reopened
 
+# of a manifest's data: how images are sampled and called, not which they are
+_OF_SAMPLES = ("seed", "random_flip", "center_crop", "proportion_empty_prompts", "wording")
 MOST_OF_ONE = 8  # captions asked of a run whose images each have their own
 
 
@@ -22,15 +25,15 @@ MOST_OF_ONE = 8  # captions asked of a run whose images each have their own
 class RealImages:
     """Training and held-out images by caption, float32 (N, H, W, 3) in [0, 1], of which there may be more.
 
-    whole: all training images before they are cut. data_hash: equal for runs of the same images and words. um_per_px:
-    their scale; None where they have none. are_slices: whether they are cut from volumes, so that they have grey values
-    and no colour.
+    whole: all training images before they are cut. images_hash: equal for runs of the same images, however they sample
+    and call them. um_per_px: their scale; None where they have none. are_slices: whether they are cut from volumes, so
+    that they have grey values and no colour.
     """
 
     training: Mapping[str, np.ndarray]
     held_out: Mapping[str, np.ndarray]
     whole: WholeImages
-    data_hash: str
+    images_hash: str
     um_per_px: float | None
     are_slices: bool
 
@@ -78,7 +81,7 @@ def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None,
         training,
         held_out,
         dataset.whole_images(),
-        run.manifest["data_hash"],
+        images_hash(run.manifest["data"]),
         dataset.um_per_px,
         bool(dataset.grey_values),
     )
@@ -87,6 +90,11 @@ def open_real_images(run: AskedRun, num_images: int) -> tuple[RealImages | None,
     if not real.captions:
         return real, "no caption has two images or more on both sides of the split: learning is not measured."
     return real, ""
+
+
+def images_hash(data: Mapping[str, Any]) -> str:
+    """Return a hash of which images a run has, from the data of its manifest."""
+    return manifest_hash({key: value for key, value in data.items() if key not in _OF_SAMPLES})
 
 
 def captions_of(run: AskedRun) -> tuple[str, ...]:

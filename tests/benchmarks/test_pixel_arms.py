@@ -45,7 +45,9 @@ def trainings(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             where = folder / run.folder_name
             if not where.exists():
                 shutil.copytree(tiny, where)
-                (where / RECORD).write_text(json.dumps({"options": dict(run.options)}), encoding="utf-8")
+                (where / RECORD).write_text(
+                    json.dumps({"script": run.script, "options": dict(run.options)}), encoding="utf-8"
+                )
                 names.append(run.folder_name)
             done.append(TrainedRun(run, where, Cost(1.0, 1.0)))
             on_done(done[-1])
