@@ -50,7 +50,7 @@ class Tier:
 TIERS = {
     "smoke": Tier(8, 1, Effort(num_real=32, num_searched=500, num_timesteps=4, images_per_prompt=4)),
     "standard": Tier(16, None, Effort(num_real=64, num_searched=2000, num_timesteps=8, images_per_prompt=16)),
-    "full": Tier(100, None, Effort(num_real=512, num_searched=20000, num_timesteps=8, images_per_prompt=32)),
+    "full": Tier(100, None, Effort(num_real=512, num_searched=5000, num_timesteps=8, images_per_prompt=32)),
 }
 
 
