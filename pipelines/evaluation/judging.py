@@ -83,6 +83,7 @@ class _Found:
     between: list[Between] = field(default_factory=list)
     profiles: list[Profile] = field(default_factory=list)
     held_out_ncc: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    searched: dict[str, list[str]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -146,6 +147,8 @@ def judge(
                 name = "real, held out" if len(real_models) == 1 else f"real, held out ({len(real_models)})"
                 shown.append(Model(name, "", None, 1.0, "", is_base=False, is_real=True))
             pictures += _real_pictures(run, real, real_models[source], context)
+    for words, labels in found.searched.items():
+        found.statements.append(words if len(found.searched) == 1 else f"{', '.join(labels)}: {words}")
     found.statements += _write_choices(plan, store, found.choices)
     return Result(
         title=title,
@@ -225,7 +228,7 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
             float(match.ncc) for matches in copies.held_out_matches.values() for match in matches
         )
     if copies is not None:
-        found.statements.append(f"{run.label}: {copies.search.words}")
+        found.searched.setdefault(copies.search.words, []).append(run.label)
     return _Reference(run, reported, seen, learning, choosing, copies)
 
 

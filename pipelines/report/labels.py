@@ -191,9 +191,10 @@ _PAIRS = {
     "copies.difference.alt": ("how far the two differ", "l'écart entre les deux"),
     "copies.nearest": ("the training image nearest to it", "l'image d'entraînement la plus proche"),
     "copies.caption": (
-        "{prompt} · seed {seed} · ncc {ncc} · {place} · {pose}, moved by {shift} px",
-        "{prompt} · graine {seed} · ncc {ncc} · {place} · {pose}, décalée de {shift} px",
+        "{prompt} · seed {seed} · ncc {ncc} · {place} · {pose}",
+        "{prompt} · graine {seed} · ncc {ncc} · {place} · {pose}",
     ),
+    "copies.moved": ("moved by {shift} px", "décalée de {shift} px"),
     "copies.flagged": ("nearer than 95 % of held-out images", "plus proche que 95 % des images mises de côté"),
     "pair.alt": ("{which}: {prompt}", "{which} : {prompt}"),
 }

@@ -295,9 +295,11 @@
             [each.training_key, say("copies.training"), say("copies.nearest")],
             [each.difference_key, say("copies.difference"), say("copies.difference.alt")],
           ];
-          const found = { prompt: text, seed: each.seed, ncc: each.ncc.toFixed(2), place: each.place, pose: each.pose, shift: each.shift_px.join(", ") };
-          const caption = say("copies.caption", found);
-          return pair(parts, each.flagged ? `${caption} · ${say("copies.flagged")}` : caption);
+          const found = { prompt: text, seed: each.seed, ncc: each.ncc.toFixed(2), place: each.place, pose: each.pose };
+          const said = [say("copies.caption", found)];
+          if (each.shift_px.some((step) => step !== 0)) said.push(say("copies.moved", { shift: each.shift_px.join(", ") }));
+          if (each.flagged) said.push(say("copies.flagged"));
+          return pair(parts, said.join(" · "));
         }));
     model.addEventListener("change", show);
     redraws.push(show);

@@ -64,7 +64,7 @@ def write_page(result: Result, store: ImageStore, path: Path) -> Path:
             between=panels.between(result),
             profiles=panels.profile_charts(result),
             described=panels.descriptors(result),
-            held_out_ncc=result.held_out_ncc,
+            held_out_likeness=panels.held_out_likeness(result),
             num_embedded=len(pictures),
             num_pictures=len({picture.key for picture in result.pictures}),
             data=script_json(script_data(result, store, pictures, pairs)),

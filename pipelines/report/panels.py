@@ -12,6 +12,7 @@ from pipelines.metrics.estimates import interval_text
 from pipelines.report.charts import NUM_COLOURS, Point, Series, Strip, Value, curves, interval_bar, strips, trade_off
 from pipelines.report.words import Key, attribute, label, svg_label
 
+RUNS_NAMED = 3  # of those that a sentence is true of
 PAIRS_SHOWN = 12  # most drifted pairs of each ring and model
 _UNITS = ("step", "image_visits", "epochs")
 _COURSES: Mapping[str, tuple[float, ...]] = {"skill": (0.0, 1.0), "drift": (0.0,), "copy_auc": (0.5,)}
@@ -158,6 +159,19 @@ def drifted_pairs(result: Result) -> list[dict[str, Any]]:
         if taken[place] <= PAIRS_SHOWN:
             found.append(vars(pair))
     return found
+
+
+def held_out_likeness(result: Result) -> list[dict[str, str]]:
+    """Return how like training images held-out ones are, at most and in the middle, once for runs of the same value."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for run, values in result.held_out_ncc.items():
+        middle = sorted(values)[len(values) // 2]
+        runs.setdefault((f"{max(values):.2f}", f"{middle:.2f}"), []).append(run)
+    return [
+        {"runs": ", ".join(names[:RUNS_NAMED]) + (f", … ({len(names)})" if len(names) > RUNS_NAMED else "")}
+        | {"most": most, "middle": middle}
+        for (most, middle), names in runs.items()
+    ]
 
 
 def descriptors(result: Result) -> list[dict[str, Any]]:

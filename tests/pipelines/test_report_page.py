@@ -38,6 +38,7 @@ from pipelines.evaluation.result import (
     Verdict,
 )
 from pipelines.evaluation.store import ImageStore
+from pipelines.report import panels
 from pipelines.report import pictures as page_pictures
 from pipelines.report.charts import Point, Series, Value, curves, ticks, trade_off
 from pipelines.report.page import write_page
@@ -331,6 +332,14 @@ def test_a_wide_interval_does_not_flatten_a_chart() -> None:
     assert heights[0] - heights[1] > 25
 
 
+def test_what_held_out_images_reach_is_said_once_for_runs_of_the_same_value() -> None:
+    likeness = {f"run {n}": (0.2, 0.9, 0.6) for n in range(4)} | {"other": (0.1, 0.3, 0.2)}
+    assert panels.held_out_likeness(replace(_result(), held_out_ncc=likeness)) == [
+        {"runs": "run 0, run 1, run 2, … (4)", "most": "0.90", "middle": "0.60"},
+        {"runs": "other", "most": "0.30", "middle": "0.20"},
+    ]
+
+
 def test_a_result_without_measures_is_a_page_of_images(store: ImageStore, tmp_path: Path) -> None:
     bare = replace(
         _result(),
@@ -543,7 +552,8 @@ def test_forgetting_and_copies_are_shown_in_pairs(tab: Any) -> None:
     assert "a texture · seed 0 · drift 0.00" in tab.locator("#drifted figcaption").first.inner_text()
     tab.select_option("#drift-ring", "1")
     assert tab.locator("#drifted .pair").count() == 0
-    assert "ncc 0.93" in tab.locator("#copied figcaption").inner_text()
+    said = "ncc 0.93 · dry.tif 7 · as it is · moved by 0, 3 px · nearer than 95 % of held-out images"
+    assert tab.locator("#copied figcaption").inner_text().endswith(said)
     assert tab.locator("#copied .pair span").all_inner_texts() == ["generated", "training", "difference"]
 
 

@@ -357,6 +357,9 @@ def test_claims_are_judged_of_the_chosen_state_or_of_any(evaluation: Path, run: 
     prompts.write_text(PROMPTS + CLAIMS)
     ten_of_the_rings = ("--seeds", "0-4", "--tier", "standard")  # with fewer there is no verdict
     evaluate(_arguments(run, prompts, folder, "--checkpoints", "all", *ten_of_the_rings))
+    searched = [said for said in _result(folder)["statements"] if "copies were searched" in said]
+    assert len(searched) == 1
+    assert searched[0].startswith("copies were searched in all ")
     claims = _result(folder)["claims"]
     assert [claim["verdict"] for claim in claims] == ["confirmed", "contradicted"]
     assert claims[0]["effect"].startswith("drift: run ")
