@@ -150,9 +150,8 @@ class SliceDataset:
     def sample(self, position: int) -> Sample:
         """Return the sample at a position of the run, 0, 1, 2, ... over all epochs."""
         index = self._order.item(position)
-        number = bisect_right(self._ends, index)
+        number, item = self._located(index)
         cell = self.cells[number]
-        item = index - (self._ends[number] - len(cell.training))
         pixels, origin = self.crops.cut(
             cell.training.pixels(item), self._shapes[number], allowed_flips(cell.cell.plane), position
         )
@@ -181,11 +180,14 @@ class SliceDataset:
         return WholeImages(self._ends[-1], self._whole)
 
     def _whole(self, place: int) -> WholeImage:
-        number = bisect_right(self._ends, place)
+        number, item = self._located(place)
         cell = self.cells[number]
-        item = place - (self._ends[number] - len(cell.training))
-        pixels = to_model_range(cell.training.pixels(item))
-        return WholeImage(pixels, cell.cell.caption, cell.training.name(item))
+        return WholeImage(to_model_range(cell.training.pixels(item)), cell.cell.caption, cell.training.name(item))
+
+    def _located(self, index: int) -> tuple[int, int]:
+        """Return the cell of an image, by its place among all of them, and its place in the cell."""
+        number = bisect_right(self._ends, index)
+        return number, index - (self._ends[number] - len(self.cells[number].training))
 
     def manifest(self) -> dict[str, object]:
         """Return volumes, windows, splits, scale and counts, as JSON can hold them."""

@@ -91,9 +91,9 @@ def judged_with_copies(
 
 def lines(record: Mapping[str, Any]) -> list[str]:
     """Return the judgement in words: for each kind its distances as multiples of real against real, and copies."""
-    searched, of = record["searched"]["pictures"], record["searched"]["of"]
-    part = f"all {of}" if searched == of else f"{searched} of {of}, evenly spaced,"
-    said = [f"copies were searched in {part} training pictures, at every place of each"]
+    from pipelines.metrics.copying import searched_in
+
+    said = [searched_in(record["searched"]["pictures"], record["searched"]["of"])]
     said += [record["naming"]] if record["naming"] else []
     if record["left_out"]:
         few = ", ".join(record["left_out"])

@@ -139,9 +139,9 @@ def is_whole(path: Path) -> bool:
     return (path / PIPELINE_INDEX).exists()
 
 
-def predicting_as(components: Components, facts: dict[str, Any]) -> Components:
-    """Return a base model with the prediction type and noise schedule that a result was trained with."""
-    if "prediction_type" in facts:
+def predicting_as(components: Components, facts: Mapping[str, Any]) -> Components:
+    """Return a base model with the prediction type and noise schedule of a run; None is the base's own type."""
+    if facts.get("prediction_type") is not None:
         components = components.predicting(facts["prediction_type"])
     return components.ending_in_pure_noise() if facts.get("zero_terminal_snr") else components
 

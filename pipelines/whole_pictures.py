@@ -7,6 +7,7 @@ from typing import overload
 
 import numpy as np
 
+from data.slices import evenly_spaced
 from data.whole_images import WholeImages
 
 
@@ -26,16 +27,18 @@ class WholePictures(Sequence[np.ndarray]):
     def __getitem__(self, place: int | slice) -> np.ndarray | WholePictures:
         if isinstance(place, slice):
             return WholePictures(self.images[place])
-        pixels = self.images[place].pixels.transpose(1, 2, 0)
-        return np.clip((pixels + 1) / 2, 0, 1).astype(np.float32)
+        return to_pictures(self.images[place].pixels)
 
     def spread(self, most: int) -> WholePictures:
         """Return at most a number of these, evenly spaced."""
-        from data.slices import evenly_spaced
-
         return WholePictures(self.images.at(evenly_spaced(len(self), min(most, len(self)))))
 
     def place(self, number: int, origin_px: tuple[int, int]) -> str:
         """Return where a window of a picture is, as "dry.tif warp 87 @ (12, 40) px"."""
         row, column = origin_px
         return f"{self.images[number].name} @ ({row}, {column}) px"
+
+
+def to_pictures(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels (..., 3, H, W) in [-1, 1] as pictures (..., H, W, 3) float32 in [0, 1]."""
+    return np.clip((np.moveaxis(pixels, -3, -1) + 1) / 2, 0, 1).astype(np.float32)

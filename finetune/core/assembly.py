@@ -35,6 +35,7 @@ from pipelines.components import Components, build_pipeline, load_components
 from pipelines.conditioning import TextConditioner
 from pipelines.embeddings import Placeholder, add_placeholder, nearest_words
 from pipelines.identifiers import examine_all
+from pipelines.runs import predicting_as
 from pipelines.sampling import sample
 from pipelines.sheets import Row, save_png, sheet
 from pipelines.spaces import LatentSpace
@@ -66,11 +67,8 @@ def base(settings: ConceptSettings, accelerator: Accelerator, *, rounded: bool =
 
 def as_asked(components: Components, settings: LossSettings) -> Components:
     """Return a model with the prediction type and the noise schedule of the run."""
-    if settings.prediction_type is not None:
-        components = components.predicting(settings.prediction_type)
-    if settings.zero_terminal_snr:
-        components = components.ending_in_pure_noise()
-    return components
+    asked = {"prediction_type": settings.prediction_type, "zero_terminal_snr": settings.zero_terminal_snr}
+    return predicting_as(components, asked)
 
 
 def placed(components: Components, settings: LoopSettings, accelerator: Accelerator) -> Components:

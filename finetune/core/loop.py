@@ -26,6 +26,7 @@ from finetune.core.optimizer_state import load_optimizer, optimizer_to_tensors
 from finetune.core.optimizers import averages_itself, build_optimizer, evaluation_weights, learning_rate
 from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
+from pipelines.evaluation.states import AVERAGED
 
 # fp16 alone: how many steps in a row the loss scaler may skip while it looks for a scale
 _LARGEST_SKIP = 20
@@ -263,7 +264,7 @@ def _checkpoint(
         files.write_json(folder / "optimizer.json", groups)
         if averages_itself(optimizer):  # for who draws with a checkpoint; a resumed run does not read it
             with evaluation_weights(optimizer):
-                files.save_tensors(folder / "averaged.safetensors", named, {})
+                files.save_tensors(folder / AVERAGED, named, {})
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         state = {
             "step": step,

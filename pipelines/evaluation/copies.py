@@ -14,7 +14,7 @@ from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages
 from pipelines.evaluation.result import Copied, Score
 from pipelines.evaluation.store import ImageStore
-from pipelines.metrics.copying import Copying, Group, calibrated, comparer_id
+from pipelines.metrics.copying import Copying, Group, calibrated, comparer_id, searched_in
 from pipelines.metrics.training_images import Match, TrainingImages
 from pipelines.whole_pictures import WholePictures
 
@@ -34,9 +34,7 @@ class Search:
     @property
     def words(self) -> str:
         """What is searched in."""
-        searched, number = len(self.index), self.num_training
-        part = f"all {number}" if searched == number else f"{searched} of {number}, evenly spaced,"
-        return f"copies were searched in {part} training images, at every place of each"
+        return searched_in(len(self.index), self.num_training)
 
     def nearest_of_real(self, images: np.ndarray) -> list[Match]:
         """Return the place most like each real image (N, H, W, 3); each image is searched for once, whoever asks."""

@@ -15,6 +15,7 @@ from data.whole_images import WholeImages
 from pipelines.evaluation.states import AskedRun
 from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
 from pipelines.run_data import reopened
+from pipelines.whole_pictures import to_pictures
 
 # of a manifest's data: how images are sampled and called, not which they are
 _OF_SAMPLES = ("seed", "random_flip", "center_crop", "proportion_empty_prompts", "wording")
@@ -123,11 +124,6 @@ def num_captions_left_out(run: AskedRun) -> int:
 def _pictures_by_caption(run: AskedRun) -> Counter[str]:
     pictures = run.manifest.get("data", {}).get("training", ())
     return Counter(picture["caption"] for picture in pictures if picture.get("caption"))
-
-
-def to_pictures(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels (..., 3, H, W) in [-1, 1] as pictures (..., H, W, 3) float32 in [0, 1]."""
-    return np.clip((np.moveaxis(pixels, -3, -1) + 1) / 2, 0, 1).astype(np.float32)
 
 
 def _groups(dataset: Any, num_images: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:

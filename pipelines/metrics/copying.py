@@ -141,6 +141,14 @@ def _mean_auc(groups: Sequence[Group], seed: int) -> Estimate:
     )
 
 
+def searched_in(num_searched: int, num_training: int) -> str:
+    """Return in words in how many of the training images copies were searched."""
+    part = (
+        f"all {num_training}" if num_searched == num_training else f"{num_searched} of {num_training}, evenly spaced,"
+    )
+    return f"copies were searched in {part} training images, at every place of each"
+
+
 def copy_auc(generated: np.ndarray, held_out: np.ndarray, *, seed: int = 0) -> Estimate:
     """Return P(distance of a generated image < distance of a held-out one), ties counting half.
 

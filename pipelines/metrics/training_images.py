@@ -91,10 +91,12 @@ class TrainingImages:
         self._coarse = shrinking(self.image_shape, COARSE_PX)
         self._fine = shrinking(self.image_shape, FULL_PX)
         self._greys: list[Tensor] = []
+        self._shapes: list[tuple[int, int]] = []
         groups: dict[tuple[int, ...], list[int]] = {}
         small: list[Tensor] = []
         for place, picture in enumerate(pictures):
             grey = torch.from_numpy(luminance(self._checked(place, picture)))
+            self._shapes.append((grey.shape[1], grey.shape[2]))
             self._greys.append(shrunk(grey, self._fine)[0])
             small.append(shrunk(grey, self._coarse)[0])
             groups.setdefault(tuple(small[-1].shape), []).append(place)
@@ -152,9 +154,7 @@ class TrainingImages:
         """Return the (row, column) of `window` in the training image."""
         row, column = (
             int(np.clip(-step, 0, side - of_image))
-            for step, side, of_image in zip(
-                match.shift_px, self.pictures[match.training].shape, self.image_shape, strict=False
-            )
+            for step, side, of_image in zip(match.shift_px, self._shapes[match.training], self.image_shape, strict=True)
         )
         return row, column
 

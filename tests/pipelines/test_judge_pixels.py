@@ -85,7 +85,7 @@ def test_the_words_say_the_numbers() -> None:
     kinds = {"a": judged_with_copies(drawn, training, held_out, _index(training), 40.0)}
     record = {"naming": "", "left_out": ["b", "c"], "searched": {"pictures": 12, "of": 30}, "kinds": kinds}
     said = lines(record)
-    assert said[0] == "copies were searched in 12 of 30, evenly spaced, training pictures, at every place of each"
+    assert said[0] == "copies were searched in 12 of 30, evenly spaced, training images, at every place of each"
     assert said[1] == "not judged, as fewer than two training or held-out pictures are theirs: b, c"
     auc = record["kinds"]["a"]["copying"]["auc"]
     assert any(line.startswith(f"  copy AUC {auc['value']:.2f}") for line in said)
