@@ -16,7 +16,7 @@ from data.exits import Parser, exit_code, positive
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.outputs import free_folder
+    from data.output_folders import free_folder
 
     asked: Path = arguments.output_dir or Path(f"runs/points-{arguments.law}")
     folder = free_folder(asked, asked.parent, asked.name)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.outputs import free_folder
+    from data.output_folders import free_folder
     from pipelines.whole_files import write_json
 
     folder = free_folder(arguments.output_dir, arguments.model or Path("runs"), f"figure-{arguments.figure}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import SettingsError
 from data.exits import Parser, exit_code, positive
-from pipelines.diffusion.outputs import free_folder
+from data.output_folders import free_folder
 from pipelines.evaluation.states import State, name_runs, parse_selections
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 

@@ -29,7 +29,7 @@ ONE_ROW = "pictures"  # what the row of a model without labels is called
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     seeds = parse_seeds(arguments.seeds)
-    from pipelines.diffusion.outputs import free_folder
+    from data.output_folders import free_folder
 
     folder = free_folder(arguments.output_dir, arguments.model, "generated")
     from tqdm import tqdm

@@ -29,7 +29,7 @@ FILLS = ("biharmonic fill", "mean fill")
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.outputs import free_folder
+    from data.output_folders import free_folder
     from pipelines.whole_files import write_json
 
     folder = free_folder(arguments.output_dir, arguments.model, "inpainted")

@@ -33,8 +33,8 @@ COLUMNS = 8
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
+    from data.output_folders import free_folder
     from pipelines.diffusion.judgement import RealPictures
-    from pipelines.diffusion.outputs import free_folder
     from pipelines.diffusion.pictures import open_pictures
     from pipelines.metrics.training_images import TrainingImages
     from pipelines.pixel_model import load_pixel_model

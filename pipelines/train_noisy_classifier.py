@@ -17,7 +17,7 @@ from data.exits import Parser, exit_code, positive
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from pipelines.diffusion.outputs import free_folder
+    from data.output_folders import free_folder
 
     folder = free_folder(arguments.output_dir, arguments.model, "classifier")
     from tqdm import tqdm

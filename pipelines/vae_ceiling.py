@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, SettingsError
 from data.exits import Parser, above_zero, exit_code, positive
-from pipelines.diffusion.outputs import free_folder
+from data.output_folders import free_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
