@@ -9,9 +9,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +40,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
+from pipelines.fingerprints import weights_fingerprint
 
 SWATCH = Path(__file__).parent / "swatch"
 
@@ -94,6 +95,8 @@ class Components:
     name: what `load_components` was told, "swatch", a folder or a hub id. source: what diffusers' `from_pretrained`
     takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
     that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32 or float16.
+    folder, variant: where the weights can be read again; None for a model from nothing. released: the fingerprints of
+    the parts whose memory is free at present.
     """
 
     name: str
@@ -106,6 +109,9 @@ class Components:
     sampler: Any  # one of SAMPLERS
     own_sampler: Any
     fingerprint: str
+    folder: Path | None = None
+    variant: str | None = None
+    released: dict[str, str] = field(default_factory=dict)
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -200,7 +206,53 @@ def load_components(name_or_path: str, *, revision: str | None = None, variant: 
         sampler=read["scheduler"],
         own_sampler=read["scheduler"],
         fingerprint=_fingerprint(read["unet"]),
+        folder=folder,
+        variant=variant,
     )
+
+
+def release(components: Components, parts: Iterable[str]) -> None:
+    """Free the memory of frozen parts, such as "vae", until `present` or `recall` reads their weights again."""
+    assert components.folder is not None, "parts that cannot be read again are kept"
+    for part in set(parts) - components.released.keys():
+        components.released[part] = weights_fingerprint(getattr(components, part))
+        for parameter in getattr(components, part).parameters():
+            assert not parameter.requires_grad, f"{part} is trained"
+            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+def recall(components: Components, parts: Iterable[str] = tuple(WEIGHTS)) -> tuple[str, ...]:
+    """Read the weights of released parts again, in their precision and on their device, and return which they were.
+
+    Raises SettingsError where the model's files are not what they were.
+    """
+    gone = tuple(part for part in parts if part in components.released)
+    problems: list[str] = []
+    for part in gone:
+        assert components.folder is not None
+        with _silent_transformers():
+            read = _read_part(part, components.folder / part, components.variant, problems)
+        if problems:
+            raise SettingsError(_where(components.name, components.folder), *problems)
+        module = getattr(components, part)
+        for live, again in zip(module.parameters(), read.parameters(), strict=True):
+            live.data = again.data.to(live.device, live.dtype)
+        if weights_fingerprint(module) != components.released.pop(part):
+            raise SettingsError(
+                str(components.folder / part),
+                "its weights are not those that the run began with: the files were changed while it ran. Restore them.",
+            )
+    return gone
+
+
+@contextmanager
+def present(components: Components, parts: Iterable[str] = tuple(WEIGHTS)) -> Iterator[None]:
+    """Have parts in memory for a while, which are released again afterwards where they were before."""
+    gone = recall(components, parts)
+    try:
+        yield
+    finally:
+        release(components, gone)
 
 
 def build_pipeline(components: Components, scheduler: Any | None = None) -> StableDiffusionPipeline:

@@ -304,12 +304,23 @@ class OutputSettings(Settings):
     )
     report_to: TrackerName = Field(default="none", description="tracker beside metrics.jsonl; needs the extra trackers")
     logging_steps: int = Field(default=10, ge=1, description="optimiser steps between lines of metrics.jsonl")
-    validation_steps: int = Field(default=500, ge=1, description="optimiser steps between sample sheets")
-    num_validation_images: int = Field(default=4, ge=1, description="images per caption of a sample sheet")
+    validation_steps: int = Field(
+        default=500,
+        ge=1,
+        description="optimiser steps between measurements of held-out images, and between sample sheets",
+    )
+    num_validation_images: int = Field(
+        default=0, ge=0, description="images per prompt of a sample sheet; 0: no sheets, or 1 with --validation_prompt"
+    )
     validation_prompt: tuple[str, ...] = Field(
-        default=(), description="captions of the sample sheets; none: the first twelve of the images"
+        default=(), description="prompts of the sample sheets; none: the first captions of the images"
     )
     dry_run: bool = Field(default=False, description="resolve everything, print the plan and stop")
+
+    @property
+    def draws_sheets(self) -> bool:
+        """Whether sample sheets are drawn."""
+        return bool(self.num_validation_images or self.validation_prompt)
 
     def contradictions(self) -> list[str]:
         """Return what disagrees about the folder of the run."""

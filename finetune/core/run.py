@@ -82,7 +82,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             num_processes=accelerator.num_processes,
         )
         try:
-            with closing(_tracker(settings, store, accelerator, first_step, max_train_steps)) as tracker:
+            with closing(_tracker(settings, store, accelerator, meter, first_step, max_train_steps)) as tracker:
                 how_to_use = train(
                     method,
                     settings,
@@ -94,6 +94,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
                 )
             if accelerator.is_main_process:
                 meter.write(max_train_steps)
+                if meter.done:
+                    print("prepared    " + ", ".join(f"{count:,} {name}" for name, count in meter.done.items()))
                 print("\n".join(how_to_use))
                 draw_curves(tracker.path, run_dir / "curves.png")
         except BaseException as error:
@@ -108,7 +110,12 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
 
 
 def _tracker(
-    settings: LoopSettings, store: CheckpointStore, accelerator: Accelerator, first_step: int, last_step: int
+    settings: LoopSettings,
+    store: CheckpointStore,
+    accelerator: Accelerator,
+    meter: Meter,
+    first_step: int,
+    last_step: int,
 ) -> Tracker:
     return Tracker(
         store.run_dir,
@@ -116,6 +123,7 @@ def _tracker(
         last_step=last_step,
         images_per_step=_global_batch(settings, accelerator),
         board=_board(settings, store.run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
+        done=meter.done,
         enabled=accelerator.is_main_process,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,9 +25,12 @@ class Tracker:
         last_step: int,
         images_per_step: int,
         board: Board | None = None,
+        done: Counter[str] | None = None,
         enabled: bool = True,
     ) -> None:
-        """enabled: False for all processes of a run but the first, which write nothing and have no board."""
+        """done: counts what is done beside the steps. enabled: False for all processes of a run but the first, which
+        write nothing and have no board.
+        """
         self.path = run_dir / "metrics.jsonl"
         if enabled:
             self._drop_lines_after(first_step)
@@ -35,12 +40,17 @@ class Tracker:
         )
         self._started, self._first_step = time.monotonic(), first_step
         self._board = board
+        self._done = Counter() if done is None else done
 
     def step(self, step: int, loss: float) -> None:
         seconds = time.monotonic() - self._started
         rate = (step - self._first_step) * self._images_per_step / max(seconds, 1e-9)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
         self._bar.update(1)
+
+    def prepared(self, done: Mapping[str, int]) -> None:
+        """Count what was done before steps."""
+        self._done.update(done)
 
     def log(self, step: int, **values: float) -> None:
         files.append_line(self.path, json.dumps({"step": step, **values}))

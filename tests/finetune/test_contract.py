@@ -27,7 +27,7 @@ from finetune.core import settings as options
 from finetune.core.method import Batch, Method
 from finetune.core.run import run
 from finetune.core.trainables import WholeModule
-from pipelines.components import Components, load_components
+from pipelines.components import Components, load_components, present
 
 
 class Row(NamedTuple):
@@ -198,19 +198,20 @@ def test_only_what_is_declared_changes(name: str, arguments: dict[str, Any], tin
     method, components = _train(row, arguments)
     declared = {id(p) for part in method.trainables for p in part.named_parameters().values()}
     before = load_components(str(tiny_base_dir))
-    for part in ("unet", "vae", "text_encoder"):
-        changed = []
-        trained = dict(getattr(components, part).named_parameters())
-        original = dict(getattr(before, part).named_parameters())
-        for path, weight in original.items():
-            now = trained.get(path)
-            if now is None:  # an adapted layer keeps its own weights one level below
-                stem, _, kind = path.rpartition(".")
-                now = trained[f"{stem}.base_layer.{kind}"]
-            if not torch.equal(now[: len(weight)], weight):  # a new word adds rows to the table
-                changed.append(path)
-                assert id(now) in declared, path
-        assert bool(changed) == (part in row.trains), (part, changed[:3])
+    with present(components):
+        for part in ("unet", "vae", "text_encoder"):
+            changed = []
+            trained = dict(getattr(components, part).named_parameters())
+            original = dict(getattr(before, part).named_parameters())
+            for path, weight in original.items():
+                now = trained.get(path)
+                if now is None:  # an adapted layer keeps its own weights one level below
+                    stem, _, kind = path.rpartition(".")
+                    now = trained[f"{stem}.base_layer.{kind}"]
+                if not torch.equal(now[: len(weight)], weight):  # a new word adds rows to the table
+                    changed.append(path)
+                    assert id(now) in declared, path
+            assert bool(changed) == (part in row.trains), (part, changed[:3])
     for part in method.trainables:
         assert all(p.dtype == torch.float32 for p in part.named_parameters().values())
 
