@@ -16,7 +16,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from finetune.core.optimizer_options import OptimizerName
-from tests.finetune.test_contract import EVERY_ROW, _run  # noqa: F401: fixtures
+from tests.finetune.test_contract import EVERY_ROW, _run, arguments, scans  # noqa: F401
 
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 WAYS = tuple(product(("bf16", "no"), (True, False)))  # precision, gradient checkpointing
