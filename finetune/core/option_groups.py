@@ -84,8 +84,8 @@ class Settings(BaseModel):
         return TYPED if name in self.model_fields_set else DEFAULT
 
     def giving_way(self, name: str, value: Any, why: str) -> Self:
-        """Return the settings with another value of an option that nobody typed, and a line of the plan that says so."""
-        found = getattr(self, name)
+        """Return the settings with another value of an option that the recipe has, and a line of the plan about it."""
+        found = dict(self)[name]
         line = f"gives way   --{name} {found} (the recipe) is {'none' if value is None else value} here: {why}"
         return self.model_copy(update={name: value}).coming_from(self._origin.telling(line))
 

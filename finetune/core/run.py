@@ -145,14 +145,9 @@ def _on_this_machine(settings: Settings) -> Settings:
     wanted, launched = settings.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION")
     if wanted is None or settings.strength("mixed_precision") >= TYPED:
         return settings
-    on_gpu = torch.cuda.is_available() and not PartialState().device.type == "cpu"
-    if launched in ("fp16", "bf16"):
-        return (
-            settings
-            if launched == wanted
-            else settings.giving_way("mixed_precision", None, "launched with " + launched)
-        )
-    if not on_gpu:
+    if launched not in (None, "", "no", wanted):
+        return settings.giving_way("mixed_precision", None, f"accelerate was launched with {launched}")
+    if not torch.cuda.is_available() or PartialState().device.type == "cpu":
         return settings.giving_way("mixed_precision", None, "there is no GPU")
     if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return settings.giving_way("mixed_precision", "fp16", "this GPU computes no bf16")
@@ -235,9 +230,8 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
 
 def _rate(settings: LoopSettings) -> str:
     """Return the learning rates of a run and their course in words."""
-    own = [
-        f", {name.removesuffix('_lr')} {rate:g}" for name, rate in settings if name in PART_RATES and rate is not None
-    ]
+    rates = [(name.removesuffix("_lr"), rate) for name, rate in settings if name in PART_RATES and rate is not None]
+    own = [f", {part} {rate:g}" for part, rate in rates]
     scaled = " times the images of a step" if settings.scale_lr else ""
     warmup = f", {settings.lr_warmup_steps} steps of warm-up" if settings.lr_warmup_steps else ""
     return f"{settings.learning_rate:g}{''.join(own)}{scaled}, {settings.lr_scheduler}{warmup}, {settings.optimizer}"
