@@ -240,7 +240,10 @@ def _read_yaml(
         if not sections:
             _read_options(model_class, path, root, layer)
             return layer
-        found = {key.value: node for key, node in root.value} if isinstance(root, yaml.MappingNode) else {}
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            layer.problems.append(f"{path}: found {_kind(root)}, expected sections of options.")
+            return layer
+        found = {key.value: node for key, node in root.value} if root is not None else {}
         for section in sections:
             part = _Layer(layer.name, rank)
             _read_options(model_class, path, found.get(section), part)
