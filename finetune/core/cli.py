@@ -158,20 +158,20 @@ def _settle(
     told: list[str] = []
     while True:
         ranks = {name: whence[name].rank for name in merged}
-        for each in _contradictions(model_class, merged, wrong):
-            if (weak := each.weakest(ranks)) is not None:
-                break
-        else:
+        found = [(each, weak) for each in _contradictions(model_class, merged, wrong) if (weak := each.weakest(ranks))]
+        if not found:
             return told
-        stronger = max((name for name in each.names if name != weak), key=lambda name: ranks.get(name, DEFAULT))
-        if ranks.get(stronger, DEFAULT) < TYPED:  # the recipe has it for a part that is not in use
-            del merged[weak]
+        idle = [weak for each, weak in found if max(ranks.get(name, DEFAULT) for name in each.names) < TYPED]
+        if idle:  # the recipe has it for a part that is not in use
+            del merged[idle[0]]
             continue
+        each, weak = found[0]
+        stronger = max((name for name in each.names if name != weak), key=lambda name: ranks.get(name, DEFAULT))
         default = model_class.model_fields[weak].get_default()
-        found = _word(merged[weak].value if weak in merged else default)
+        was = _word(merged[weak].value if weak in merged else default)
         source = whence[weak].name if weak in merged else "the default"
         told.append(
-            f"--{weak} {found} ({source}) is {_word(each.gives_way[weak])} here, as --{stronger} "
+            f"--{weak} {was} ({source}) is {_word(each.gives_way[weak])} here, as --{stronger} "
             f"{_word(merged[stronger].value)} is asked for"
         )
         merged[weak] = _Given(each.gives_way[weak], f"--{weak}")
@@ -382,6 +382,8 @@ def _print_help(model_class: type[Settings], suited: _Layer) -> None:
 def _word(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
