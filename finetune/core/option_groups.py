@@ -86,7 +86,7 @@ class Settings(BaseModel):
     def giving_way(self, name: str, value: Any, why: str) -> Self:
         """Return the settings with another value of an option that the recipe has, and a line of the plan about it."""
         found = dict(self)[name]
-        line = f"gives way   --{name} {found} (the recipe) is {'none' if value is None else value} here: {why}"
+        line = f"gives way   --{name} {found} is {'none' if value is None else value} here: {why}"
         return self.model_copy(update={name: value}).coming_from(self._origin.telling(line))
 
     def contradictions(self) -> list[Contradiction]:

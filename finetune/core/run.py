@@ -143,9 +143,9 @@ def _tell(status: RunStatus, accelerator: Accelerator, state: RunState, step: in
 def _on_this_machine(settings: Settings) -> Settings:
     """Return the settings with a precision that this machine has; that of a recipe gives way, and the plan says so."""
     wanted, launched = settings.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if wanted is None or settings.strength("mixed_precision") >= TYPED:
+    if wanted in (None, launched) or settings.strength("mixed_precision") >= TYPED:
         return settings
-    if launched not in (None, "", "no", wanted):
+    if launched not in (None, "", "no"):
         return settings.giving_way("mixed_precision", None, f"accelerate was launched with {launched}")
     if not torch.cuda.is_available() or PartialState().device.type == "cpu":
         return settings.giving_way("mixed_precision", None, "there is no GPU")
