@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
-
-# our own entry in a file's metadata: JSON
-FACTS_KEY = "filrouge"
+from pipelines.drawing_sizes import FACTS_KEY
 
 Part = Literal["unet", "text_encoder"]
 # the two factors of a layer's adapter and, for DoRA, the magnitudes of the rows of its weight, as peft names them

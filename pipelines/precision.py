@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from pipelines.components import WEIGHTS, Components, build_pipeline
+from pipelines.base_folders import WEIGHTS
+from pipelines.components import Components, build_pipeline
 from pipelines.conditioning import TextConditioner
 from pipelines.sampling import evaluating
 from pipelines.spaces import LatentSpace

@@ -22,6 +22,7 @@ from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, SettingsError
 from data.exits import Parser, above_zero, exit_code, positive
 from data.output_folders import free_folder
+from pipelines.base_folders import read_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +40,10 @@ def main(argv: Sequence[str]) -> None:
     from data.sources import check_concept
 
     check_concept(arguments.concept)
+    if arguments.resolution is not None:
+        problem = read_shape(arguments.pretrained_model_name_or_path).size_problem(arguments.resolution)
+        if problem is not None:
+            raise SettingsError("--resolution", problem)
     from pipelines.components import load_components
     from pipelines.devices import drawing_device
     from pipelines.metrics.ceiling import advice, words
@@ -46,10 +51,6 @@ def main(argv: Sequence[str]) -> None:
 
     components = load_components(arguments.pretrained_model_name_or_path)
     resolution = arguments.resolution or components.resolution
-    if resolution % components.vae_scale_factor:
-        raise SettingsError(
-            "--resolution", f"found {resolution}, expected a multiple of {components.vae_scale_factor}, one latent."
-        )
     source = _source(arguments, resolution)
     components.vae.to(drawing_device())
     space = LatentSpace(components.vae)

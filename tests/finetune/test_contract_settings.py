@@ -33,7 +33,7 @@ def _fresh() -> Iterator[None]:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", EVERY_ROW)
-def test_a_run_comes_to_its_export(name: str, optimizer: OptimizerName, arguments: dict[str, Any]) -> None:
+def test_a_run_comes_to_its_export(name: str, optimizer: OptimizerName, arguments: dict[str, Any]) -> None:  # noqa: F811
     row = EVERY_ROW[name]
     precision, checkpointing = WAYS[(list(EVERY_ROW).index(name) + OPTIMIZERS.index(optimizer)) % len(WAYS)]
     rates = {key: value for key, value in RATES.get(optimizer, {}).items() if key in row.settings.model_fields}
