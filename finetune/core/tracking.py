@@ -6,8 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data.progress import Progress
 from finetune.core import files
 from finetune.core.boards import Board
 
@@ -30,7 +29,7 @@ class Tracker:
         if enabled:
             self._drop_lines_after(first_step)
         self._images_per_step = images_per_step
-        self._bar = tqdm(
+        self._bar = Progress(
             total=last_step, initial=first_step, unit="step", desc="train", dynamic_ncols=True, disable=not enabled
         )
         self._started, self._first_step = time.monotonic(), first_step
