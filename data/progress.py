@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -17,6 +17,8 @@ class Progress(tqdm):
     A line says the work, the unit it is at, what was last set with `set_postfix_str` (or else the rate), and the time
     that is left: "train  step 120 of 1000, loss 0.1234, 28.5 images/s, 4 min left".
     """
+
+    _time: Callable[[], float]  # tqdm's clock
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class Progress(tqdm):
         self._in_lines, self._untold_s = not file.isatty(), delay
         how: dict[str, Any] = {"dynamic_ncols": True, "delay": delay}
         if self._in_lines:  # miniters 1: every update looks at the clock
-            how = {"mininterval": interval_s, "delay": interval_s, "miniters": 1}
+            how = {"mininterval": interval_s, "delay": interval_s, "miniters": 1, "leave": False}
         super().__init__(
             iterable, desc=desc, total=total, unit=unit, initial=initial, disable=disable, file=file, **how
         )
@@ -48,9 +50,9 @@ class Progress(tqdm):
         """Show the present state; in a file, as a line of its own."""
         if not self._in_lines:
             return super().display(msg, pos)
-        self.fp.write(f"{self._line(at_end=False)}\n")
-        self.fp.flush()
-        return True
+        if msg != "":  # with which tqdm clears a bar at its end
+            self._write(self._line(at_end=False))
+        return None
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
         """Show the present state now; in a file, only where a line is due."""
@@ -59,14 +61,13 @@ class Progress(tqdm):
 
     def close(self) -> None:
         """End the bar, or write the last line."""
-        if not self._in_lines:
-            super().close()
-        elif not self.disable:
-            self.disable = True
-            self._decr_instances(self)
-            if self._time() - self.start_t >= self._untold_s and not self.fp.closed:
-                self.fp.write(f"{self._line(at_end=True)}\n")
-                self.fp.flush()
+        if self._in_lines and not self.disable and self._time() - self.start_t >= self._untold_s:
+            self._write(self._line(at_end=True))
+        super().close()
+
+    def _write(self, line: str) -> None:
+        self.fp.write(f"{line}\n")
+        self.fp.flush()
 
     def _line(self, *, at_end: bool) -> str:
         elapsed_s = self._time() - self.start_t
@@ -77,7 +78,7 @@ class Progress(tqdm):
         else:
             parts = [f"{self.desc}  {self.unit} {self.n} of {self.total}"]
         if self.postfix:
-            parts.append(self.postfix)
+            parts.append(str(self.postfix))
         elif done and elapsed_s > 0:
             average = done / elapsed_s
             fast = average >= 1

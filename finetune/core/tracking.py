@@ -29,9 +29,7 @@ class Tracker:
         if enabled:
             self._drop_lines_after(first_step)
         self._images_per_step = images_per_step
-        self._bar = Progress(
-            total=last_step, initial=first_step, unit="step", desc="train", dynamic_ncols=True, disable=not enabled
-        )
+        self._bar = Progress(total=last_step, initial=first_step, unit="step", desc="train", disable=not enabled)
         self._started, self._first_step = time.monotonic(), first_step
         self._board = board
 
