@@ -30,7 +30,6 @@ ALIASES = {
     "ema_max_decay": "ema_decay",
 }
 SWITCHES = {"offset_noise": ("noise_offset", "0.1"), "use_8bit_adam": ("optimizer", "adamw_8bit")}
-TrackerName = Literal["none", "tensorboard", "wandb"]
 LENGTHS = ("max_train_steps", "num_train_epochs")  # one of the two says how long a run is
 
 
@@ -44,6 +43,10 @@ def _checkpoint_name(name: str) -> str:
     if not re.fullmatch(r"latest|checkpoint-[0-9]+", name):
         raise ValueError("expected latest, or checkpoint-N as a folder of --output_dir is called")
     return name
+
+
+def _tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return () if names == ("none",) else names
 
 
 def _one_or_three(channels: int) -> int:
@@ -302,7 +305,17 @@ class OutputSettings(Settings):
     checkpoints_total_limit: int | None = Field(
         default=None, ge=2, description="checkpoints kept, the newest; none: all"
     )
-    report_to: TrackerName = Field(default="none", description="tracker beside metrics.jsonl; needs the extra trackers")
+    report_to: Annotated[tuple[str, ...], AfterValidator(_tracker_names)] = Field(
+        default=(),
+        description="trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow and "
+        "others; all: those that are installed",
+    )
+    tracker_project_name: Annotated[str, AfterValidator(_concept_name)] = Field(
+        default="filrouge", description="project that the trackers show the run in"
+    )
+    logging_dir: Path = Field(
+        default=Path("logs"), description="folder of the trackers' files, below that of the run unless it is absolute"
+    )
     logging_steps: int = Field(default=10, ge=1, description="optimiser steps between lines of metrics.jsonl")
     validation_steps: int = Field(default=500, ge=1, description="optimiser steps between sample sheets")
     num_validation_images: int = Field(default=4, ge=1, description="images per caption of a sample sheet")

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped
 from data.splits import manifest_hash
 from finetune.core import files
-from finetune.core.boards import Board, open_board
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.cost import Meter
 from finetune.core.curves import draw_curves
@@ -29,7 +29,7 @@ from finetune.core.method import Method
 from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
 from finetune.core.threads import use_threads
-from finetune.core.tracking import Tracker
+from finetune.core.tracking import Tracker, start_trackers
 
 Settings = TypeVar("Settings", bound=LoopSettings)
 _LIBRARIES = (
@@ -51,9 +51,14 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     default_dir: the run folder where --output_dir is not given, below `runs/`.
     """
     require(settings)
-    accelerator = Accelerator(mixed_precision=_mixed_precision(settings), gradient_accumulation_steps=1)
-    use_threads(settings.num_threads, accelerator.device)
     run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(settings),
+        gradient_accumulation_steps=1,
+        log_with=list(settings.report_to) or None,
+        project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / settings.logging_dir)),
+    )
+    use_threads(settings.num_threads, accelerator.device)
     resume = settings.resume_from_checkpoint is not None
     if settings.dry_run:
         method = build(settings, accelerator)
@@ -110,19 +115,16 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
 def _tracker(
     settings: LoopSettings, store: CheckpointStore, accelerator: Accelerator, first_step: int, last_step: int
 ) -> Tracker:
+    trackers = []
+    if accelerator.is_main_process:
+        trackers = start_trackers(accelerator, settings, store.run_dir, run_id=store.run_id, first_step=first_step)
     return Tracker(
         store.run_dir,
         first_step=first_step,
         last_step=last_step,
         images_per_step=_global_batch(settings, accelerator),
-        board=_board(settings, store.run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
+        shown_in=trackers,
         enabled=accelerator.is_main_process,
-    )
-
-
-def _board(settings: LoopSettings, run_dir: Path, run_id: str, first_step: int) -> Board | None:
-    return open_board(
-        settings.report_to, run_dir, run_id=run_id, first_step=first_step, settings=settings.model_dump(mode="json")
     )
 
 
