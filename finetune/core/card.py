@@ -64,12 +64,12 @@ def write_fine_tuned_card(
             *({"text": caption} for caption in captions[1:_SHOWN_PROMPTS]),
         ],
     )
-    parts = ["low-rank adapters (LoRA)"] if has_adapter else []
-    parts = ["a new word (Textual Inversion)", *parts] if has_word else parts
-    what = "Stable Diffusion, fine-tuned as a whole" if is_whole(folder) else " and ".join(parts).capitalize()
+    parts = ["a new word (Textual Inversion)"] if has_word else []
+    parts += ["low-rank adapters (LoRA)"] if has_adapter else []
+    what = "Stable Diffusion, fine-tuned as a whole" if is_whole(folder) else " and ".join(parts)
     of = "from" if is_whole(folder) else "for"
     intro = [
-        f"{what}, {of} {base.named}. Trained on {len(dataset)} images of {dataset.resolution} px."
+        f"{what[0].upper()}{what[1:]}, {of} {base.named}. Trained on {len(dataset)} images of {dataset.resolution} px."
         + (f" DreamBooth, with the prompt `{captions[0]}`." if is_dreambooth else ""),
         *base.notes,
     ]
@@ -134,14 +134,15 @@ def _write(
 
 def _place(settings: LoopSettings, folder: Path) -> str:
     """Return where the result will be found: its repository, or the folder's name where it is not uploaded."""
-    return folder.name
+    return settings.hub_model_id if settings.push_to_hub and settings.hub_model_id is not None else folder.name
 
 
 def _public(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = settings.model_dump(mode="json")
     for name, value in settings:
-        values[name] = value.name if isinstance(value, Path) else without_paths(values[name])
-    return values
+        if name in values:
+            values[name] = value.name if isinstance(value, Path) else without_paths(values[name])
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def _replaced(line: str, places: Mapping[str, str]) -> str:
@@ -177,7 +178,8 @@ class _Base:
         folder = Path(components.source).expanduser()
         is_local = folder.is_dir()
         own = _own_card(folder / CARD_NAME if is_local else None, components.name, revision)
-        notes = []
+        notes: list[str] = []
+        hub_id: str | None
         if not is_local:
             hub_id, place = components.name, components.name
             named = f"[{hub_id}](https://huggingface.co/{hub_id})"

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from data.dtd import NUM_SPLITS
 from data.environment import DATA_VARIABLE
@@ -322,15 +322,33 @@ class OutputSettings(Settings):
     validation_prompt: tuple[str, ...] = Field(
         default=(), description="captions of the sample sheets; none: the first twelve of the images"
     )
+    push_to_hub: bool = Field(default=False, description="upload the result to the Hugging Face Hub at the end")
+    hub_model_id: str | None = Field(
+        default=None, min_length=1, description="repository, name or owner/name; none: the name of the run's folder"
+    )
+    hub_private_repo: bool = Field(default=False, description="a repository that only its owner sees")
+    # excluded: it is written nowhere
+    hub_token: SecretStr | None = Field(
+        default=None, exclude=True, description="token that may write; none: that of `hf auth login` or HF_TOKEN"
+    )
     dry_run: bool = Field(default=False, description="resolve everything, print the plan and stop")
 
     def contradictions(self) -> list[str]:
-        """Return what disagrees about the folder of the run."""
+        """Return what disagrees about the folder of the run, and a token that others would see."""
         problems = super().contradictions()
         if self.overwrite_output_dir and self.resume_from_checkpoint is not None:
             problems.append(
                 f"--overwrite_output_dir: it moves aside what --resume_from_checkpoint {self.resume_from_checkpoint} "
                 "goes on from. Leave out one of them."
+            )
+        if not self.push_to_hub:
+            problems += [
+                f"--{name}: nothing is uploaded. Write --push_to_hub too."
+                for name in sorted(self.changed() & {"hub_model_id", "hub_private_repo", "hub_token"})
+            ]
+        if self.hub_token is not None and self.report_to:
+            problems.append(
+                "--hub_token: trackers keep the command line. Leave it out, and run `hf auth login` or set HF_TOKEN."
             )
         return problems
 

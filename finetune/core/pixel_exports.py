@@ -121,12 +121,9 @@ def how_to_use(model: PixelModel, folder: Path) -> list[str]:
 
 
 def _described(model: PixelModel, dataset: ConceptDataset) -> str:
-    channels = f"{model.channels} channel{'s' if model.channels > 1 else ''}"
+    kind = f"{model.size_px} px pictures in {model.channels} channel{'s' if model.channels > 1 else ''}"
     labels = " The class of a picture can be told." if model.class_labels else ""
-    return (
-        f"A diffusion model of {model.size_px} px pictures in {channels}, trained from nothing on {len(dataset)} images."
-        f"{labels}"
-    )
+    return f"A diffusion model of {kind}, trained from nothing on {len(dataset)} images.{labels}"
 
 
 def _notes(model: PixelModel) -> list[str]:

@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from data.errors import FilrougeError, OutputError, SettingsError, Stopped
+from data.errors import FilrougeError, OutputError, SettingsError, Stopped, UploadError
 from data.splits import manifest_hash
-from finetune.core import files
+from finetune.core import files, hub
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.cost import Meter
 from finetune.core.curves import draw_curves
@@ -60,6 +60,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     )
     use_threads(settings.num_threads, accelerator.device)
     resume = settings.resume_from_checkpoint is not None
+    if settings.push_to_hub and accelerator.is_main_process:
+        settings = hub.with_repository(settings, run_dir)
     if settings.dry_run:
         method = build(settings, accelerator)
         accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
@@ -77,6 +79,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
             files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
             accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        if settings.push_to_hub and accelerator.is_main_process:
+            hub.create_repository(settings)
         status = RunStatus(run_dir)
         first_step = resume_from.step if resume_from else 0
         _tell(status, accelerator, "running", first_step, "")
@@ -110,6 +114,12 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")
+        if settings.push_to_hub and accelerator.is_main_process:
+            try:
+                print(f"uploaded to {hub.upload(settings, run_dir)}")
+            except UploadError as error:
+                status.write("done", last_durable_step=max_train_steps, reason=str(error))
+                raise
 
 
 def _tracker(
