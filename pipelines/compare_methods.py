@@ -37,8 +37,7 @@ def main(argv: Sequence[str]) -> None:
     prompts = read_prompt_file(study.prompts)
     folder = refuse_unwritable(arguments.output_dir or Path("runs") / f"study-{study.path.stem}")
 
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.studies.report import html, markdown
     from pipelines.studies.summary import Summary, judged, summarise
     from pipelines.studies.training import check_runs, train_all
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     pages: dict[str, str] = {}
     for data in study.data:
         runs = [run for run in study.runs if run.data == data]
-        with tqdm(total=len(runs), unit="run", desc=f"train on {data}") as bar:
+        with Progress(total=len(runs), unit="run", desc=f"train on {data}") as bar:
             of_data = train_all(runs, folder / "runs", num_jobs=arguments.num_jobs, on_done=lambda _: bar.update())
         trained += of_data
         labels = [f"{each.run.method} · seed {each.run.seed}" for each in of_data]

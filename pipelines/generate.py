@@ -28,8 +28,7 @@ def main(argv: Sequence[str]) -> None:
     prompts, seeds = read_prompts(arguments.prompts), parse_seeds(arguments.seeds)
     folder = _output_folder(arguments)
     size_px = drawing_size(arguments.adapter, arguments.resolution, arguments.pretrained_model_name_or_path)
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.devices import drawing_device, move
     from pipelines.runs import open_tuned
     from pipelines.sampling import sample
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     move(model.components, drawing_device())
     for note in model.notes:
         print(note)
-    with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
+    with Progress(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
             model.pipeline,
             [prompt for prompt in prompts for _ in seeds],

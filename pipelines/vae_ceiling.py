@@ -26,8 +26,8 @@ from pipelines.base_folders import read_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from tqdm import tqdm
 
+    from data.progress import Progress
     from data.sources import ImageSource
     from pipelines.metrics.ceiling import Scale, Space
 
@@ -77,12 +77,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _all_scales(space: Space, source: ImageSource, arguments: argparse.Namespace) -> tuple[list[Scale], list[str]]:
     """Return the scales in order of falling um per px, and what could not be cut of those that nobody asked for."""
-    from tqdm import tqdm
+    from data.progress import Progress
 
     given = sorted(arguments.um_per_px, reverse=True)
     scales: list[Scale] = []
     refused: list[str] = []
-    with tqdm(unit="image", desc="encode and decode") as bar:
+    with Progress(unit="image", desc="encode and decode") as bar:
         for um_per_px in given or [None]:
             scales.append(_one_scale(space, replace(source, um_per_px=um_per_px), arguments.num_images, bar))
         while len(given) < 2 and scales[0].um_per_px is not None and len(scales) + len(refused) < NUM_SCALES:
@@ -94,7 +94,7 @@ def _all_scales(space: Space, source: ImageSource, arguments: argparse.Namespace
     return scales, refused
 
 
-def _one_scale(space: Space, source: ImageSource, num_images: int, bar: tqdm) -> Scale:
+def _one_scale(space: Space, source: ImageSource, num_images: int, bar: Progress) -> Scale:
     from pipelines.metrics.ceiling import measure
 
     dataset = source.open()

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from data.dataset import ConceptDataset, Dataset
+from data.progress import Progress
 from data.wording import RewordedDataset, Wording
 from finetune.core.concept_images import ConceptImages, identifiers
 from finetune.core.encodings import EncodedConditioner, EncodedSpace, identity, open_store
@@ -201,7 +201,7 @@ def encoded_ahead(
     def encode(positions: Sequence[int]) -> Mapping[str, int]:
         store = space.store
         made, found = store.num_made, store.num_found
-        with tqdm(total=len(positions) * len(sources), unit="image", desc="encode", leave=False) as bar:
+        with Progress(total=len(positions) * len(sources), unit="image", desc="encode") as bar:
 
             def images() -> Iterator[Tensor]:
                 for source in sources:

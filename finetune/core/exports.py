@@ -21,7 +21,7 @@ from data.dataset import ConceptDataset, Dataset
 from data.errors import OutputError
 from finetune.core import files
 from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
-from finetune.core.setting_changes import to_yaml
+from finetune.core.card import write_fine_tuned_card
 from finetune.core.settings import ConceptSettings
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import ADAPTER, Lora, WholeModule, averages
@@ -83,7 +83,7 @@ def fine_tuned(
             notes = precision_notes(components, prompt, size_px)
         files.write_json_atomic(folder / "final.json", drawn)
         lines = _how_to_use(settings, components, folder, dataset.captions[-1])
-        files.write_bytes_atomic(folder / "README.md", _card(settings, dataset, lines).encode())
+        write_fine_tuned_card(folder, settings, components, dataset, lines)
         return [
             *learnt(),
             "The result was read back from its files and predicts the same as what was trained.",
@@ -267,29 +267,3 @@ def _how_to_use(settings: ConceptSettings, components: Components, folder: Path,
         if (folder / LORA_WEIGHT_NAME_SAFE).exists():
             lines.append(f'pipe.load_lora_weights("{folder}")')
     return [*imports, *lines, f'image = pipe("{prompt}").images[0]']
-
-
-def _card(settings: ConceptSettings, dataset: ConceptDataset, lines: list[str]) -> str:
-    captions = "\n".join(f"- `{caption}`" for caption in dataset.captions)
-    code = "\n".join(lines)
-    return f"""---
-library_name: diffusers
-tags: [stable-diffusion, filrouge]
----
-
-# {settings.subject}
-
-Trained on {len(dataset)} images with the prompts
-
-{captions}
-
-```python
-{code}
-```
-
-Data, split, base and versions: `manifest.json`. Course of the training: `metrics.jsonl`, `curves.png`. Settings:
-
-```yaml
-{to_yaml(settings).rstrip()}
-```
-"""

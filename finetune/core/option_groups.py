@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from data.dtd import NUM_SPLITS
 from data.environment import DATA_VARIABLE
@@ -31,7 +31,6 @@ ALIASES = {
     "ema_max_decay": "ema_decay",
 }
 SWITCHES = {"offset_noise": ("noise_offset", "0.1"), "use_8bit_adam": ("optimizer", "adamw_8bit")}
-TrackerName = Literal["none", "tensorboard", "wandb"]
 LENGTHS = ("max_train_steps", "num_train_epochs")  # one of the two says how long a run is
 PART_RATES = ("text_encoder_lr", "embedding_lr")  # of parts that may have a learning rate of their own
 
@@ -51,6 +50,10 @@ def _checkpoint_name(name: str) -> str:
     if not re.fullmatch(r"latest|checkpoint-[0-9]+", name):
         raise ValueError("expected latest, or checkpoint-N as a folder of --output_dir is called")
     return name
+
+
+def _tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return () if names == ("none",) else names
 
 
 def _one_or_three(channels: int) -> int:
@@ -362,7 +365,17 @@ class OutputSettings(Settings):
     checkpoints_total_limit: int | None = Field(
         default=None, ge=2, description="checkpoints kept, the newest; none: all"
     )
-    report_to: TrackerName = Field(default="none", description="tracker beside metrics.jsonl; needs the extra trackers")
+    report_to: Annotated[tuple[str, ...], AfterValidator(_tracker_names)] = Field(
+        default=(),
+        description="trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow and "
+        "others; all: those that are installed",
+    )
+    tracker_project_name: Annotated[str, AfterValidator(_concept_name)] = Field(
+        default="filrouge", description="project that the trackers show the run in"
+    )
+    logging_dir: Path = Field(
+        default=Path("logs"), description="folder of the trackers' files, below that of the run unless it is absolute"
+    )
     logging_steps: int = Field(default=10, ge=1, description="optimiser steps between lines of metrics.jsonl")
     validation_steps: int = Field(
         default=500,
@@ -375,6 +388,15 @@ class OutputSettings(Settings):
     validation_prompt: tuple[str, ...] = Field(
         default=(), description="prompts of the sample sheets; none: the first captions of the images"
     )
+    push_to_hub: bool = Field(default=False, description="upload the result to the Hugging Face Hub at the end")
+    hub_model_id: str | None = Field(
+        default=None, min_length=1, description="repository, name or owner/name; none: the name of the run's folder"
+    )
+    hub_private_repo: bool = Field(default=False, description="a repository that only its owner sees")
+    # excluded: it is written nowhere
+    hub_token: SecretStr | None = Field(
+        default=None, exclude=True, description="token that may write; none: that of `hf auth login` or HF_TOKEN"
+    )
     dry_run: bool = Field(default=False, description="resolve everything, print the plan and stop")
 
     @property
@@ -383,7 +405,7 @@ class OutputSettings(Settings):
         return bool(self.num_validation_images or self.validation_prompt)
 
     def contradictions(self) -> list[Contradiction]:
-        """Return what disagrees about the folder of the run."""
+        """Return what disagrees about the folder of the run, and a token that others would see."""
         problems = super().contradictions()
         if self.overwrite_output_dir and self.resume_from_checkpoint is not None:
             text = (
@@ -392,6 +414,14 @@ class OutputSettings(Settings):
             )
             ways = {"overwrite_output_dir": False, "resume_from_checkpoint": None}
             problems.append(Contradiction(text, ("overwrite_output_dir", "resume_from_checkpoint"), ways))
+        if not self.push_to_hub:
+            problems += [
+                self.idle(name, "push_to_hub", f"--{name}: nothing is uploaded. Write --push_to_hub too.")
+                for name in sorted(self.changed() & {"hub_model_id", "hub_private_repo", "hub_token"})
+            ]
+        if self.hub_token is not None and self.report_to:
+            text = "--hub_token: trackers keep the command line. Leave it out, and run `hf auth login` or set HF_TOKEN."
+            problems.append(Contradiction(text, ("hub_token", "report_to"), {"report_to": ()}))
         return problems
 
 

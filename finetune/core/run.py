@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration
 
-from data.errors import FilrougeError, OutputError, SettingsError, Stopped
+from data.errors import FilrougeError, OutputError, SettingsError, Stopped, UploadError
 from data.splits import manifest_hash
-from finetune.core import files
-from finetune.core.boards import Board, open_board
+from finetune.core import files, hub
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.contradictions import TYPED
 from finetune.core.cost import Meter
@@ -32,7 +32,7 @@ from finetune.core.option_groups import PART_RATES, fitting_warmup
 from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
 from finetune.core.threads import use_threads
-from finetune.core.tracking import Tracker
+from finetune.core.tracking import Tracker, start_trackers
 
 Settings = TypeVar("Settings", bound=LoopSettings)
 _LIBRARIES = (
@@ -55,13 +55,20 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     """
     require(settings)
     settings = _on_this_machine(settings)
-    accelerator = Accelerator(mixed_precision=_mixed_precision(settings), gradient_accumulation_steps=1)
+    run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(settings),
+        gradient_accumulation_steps=1,
+        log_with=list(settings.report_to) or None,
+        project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / settings.logging_dir)),
+    )
     if accelerator.is_main_process:
         for warning in settings.origin.warnings:
             print(f"filrouge: warning: {warning}", file=sys.stderr, flush=True)
     use_threads(settings.num_threads, accelerator.device)
-    run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
     resume = settings.resume_from_checkpoint is not None
+    if settings.push_to_hub and accelerator.is_main_process:
+        settings = hub.with_repository(settings, run_dir)
     if settings.dry_run:
         method = build(settings, accelerator)
         settings = _with_fitting_warmup(method, settings, accelerator)
@@ -81,6 +88,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
             files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
             accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        if settings.push_to_hub and accelerator.is_main_process:
+            hub.create_repository(settings)
         status = RunStatus(run_dir)
         first_step = resume_from.step if resume_from else 0
         _tell(status, accelerator, "running", first_step, "")
@@ -116,6 +125,12 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")
+        if settings.push_to_hub and accelerator.is_main_process:
+            try:
+                print(f"uploaded to {hub.upload(settings, run_dir)}")
+            except UploadError as error:
+                status.write("done", last_durable_step=max_train_steps, reason=str(error))
+                raise
 
 
 def _tracker(
@@ -126,20 +141,17 @@ def _tracker(
     first_step: int,
     last_step: int,
 ) -> Tracker:
+    trackers = []
+    if accelerator.is_main_process:
+        trackers = start_trackers(accelerator, settings, store.run_dir, run_id=store.run_id, first_step=first_step)
     return Tracker(
         store.run_dir,
         first_step=first_step,
         last_step=last_step,
         images_per_step=_global_batch(settings, accelerator),
-        board=_board(settings, store.run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
         done=meter.done,
+        shown_in=trackers,
         enabled=accelerator.is_main_process,
-    )
-
-
-def _board(settings: LoopSettings, run_dir: Path, run_id: str, first_step: int) -> Board | None:
-    return open_board(
-        settings.report_to, run_dir, run_id=run_id, first_step=first_step, settings=settings.model_dump(mode="json")
     )
 
 

@@ -137,8 +137,8 @@ def test_an_empty_file_sets_nothing(config_dir: Path) -> None:
         (["--center_crop", "--no-center_crop"], "center_crop", False),
         (["--center_crop=false"], "center_crop", False),
         (["--lora_alpha", "2", "--lora_alpha", "none"], "lora_alpha", None),
-        (["--report_to", "none"], "report_to", "none"),
-        (["--logger", "tensorboard"], "report_to", "tensorboard"),
+        (["--report_to", "none"], "report_to", ()),
+        (["--logger", "tensorboard", "wandb"], "report_to", ("tensorboard", "wandb")),
         (["--offset_noise"], "noise_offset", 0.1),
         (["--num_epochs", "3"], "num_train_epochs", 3),
         (["--validation_prompt", "a b"], "validation_prompt", ("a b",)),
@@ -198,7 +198,6 @@ def test_a_wrong_item_of_a_list_is_named(config_dir: Path) -> None:
         (["--learning_rate=-1e-4"], r"--learning_rate: found '-1e-4', expected greater than 0\."),
         (["--learning_rate", "nan"], r"--learning_rate: found 'nan', expected a finite number\."),
         (["--lr_scheduler", "step"], r"--lr_scheduler: found 'step', expected 'linear', 'cosine', .*"),
-        (["--logger", "aim"], r"--logger: found 'aim', expected 'none', 'tensorboard' or 'wandb'\."),
         (["--center_crop", "perhaps"], r"--center_crop: found 'perhaps', expected a valid boolean\."),
         (["--no-center_crop=true"], r"--no-center_crop: found 'true', expected no value\."),
         (["--offset_noise", "0.2"], r"--offset_noise: found '0\.2', expected no value\."),
@@ -320,7 +319,7 @@ def test_help_shows_every_option_with_its_default_in_groups(
     assert re.search(r"--concept TEXT .*\(default: none\)", text)
     assert re.search(r"--center_crop, --no-center_crop\s.*\(default: false\)", text)
     assert re.search(r"--validation_prompt TEXT \.\.\.\s.*\(default: none\)", text)
-    assert re.search(r"--report_to \{none,tensorboard,wandb\}", text)
+    assert re.search(r"--report_to TEXT \.\.\.\s", text)
 
 
 # running a script

@@ -443,7 +443,7 @@ def test_the_rates_of_a_run_are_those_of_what_is_trained_at_each_step(
 
 
 def test_the_lines_that_a_run_ends_with_load_the_weights_that_it_loaded(
-    arguments: dict[str, Any], tiny_base_dir: Path, tmp_path: Path
+    arguments: dict[str, Any], tiny_base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a base that has fp16 weights alone: diffusers would look for others, and mix precisions."""
     base = tmp_path / "fp16"
@@ -453,7 +453,9 @@ def test_the_lines_that_a_run_ends_with_load_the_weights_that_it_loaded(
     _train(ROWS["lora"], arguments, **more)
     card = (arguments["output_dir"] / "README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
-    assert f'from_pretrained("{base}", revision="main", variant="fp16", dtype=torch.float32' in code
+    assert 'from_pretrained("fp16", revision="main", variant="fp16", dtype=torch.float32' in code
+    assert str(tmp_path) not in card
+    monkeypatch.chdir(tmp_path)  # where the base and the run lie side by side
     scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["image"].size == (32, 32)

@@ -78,13 +78,13 @@ def test_how_to_use_the_result_is_told_though_its_curves_cannot_be_drawn(
     assert _status(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_run_whose_board_does_not_start_is_not_said_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_tracker_does_not_start_is_not_said_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()  # it reads its environment once in a process
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
     _run(tmp_path / "run", max_train_steps=2)
     with pytest.raises(SettingsError, match="wandb does not start"):
-        _run(tmp_path / "run", max_train_steps=4, report_to="wandb", resume_from_checkpoint="latest")
+        _run(tmp_path / "run", max_train_steps=4, report_to=("wandb",), resume_from_checkpoint="latest")
     wandb.teardown()
     status = _status(tmp_path / "run")
     assert (status["status"], status["last_durable_step"]) == ("failed", 2)
