@@ -90,7 +90,7 @@ OTHER: dict[str, Any] = {
     "num_validation_images": 1,
     "validation_prompt": ["sf_dry sf_warp"],
     "dry_run": True,
-    "identifier_report": False,
+    "identifier_report": True,
     "target": "attention+conv",
     "rank": 4,
     "lora_alpha": 8.0,

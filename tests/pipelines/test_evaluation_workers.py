@@ -92,7 +92,9 @@ def test_a_gpu_draws_alone_and_a_cpu_by_as_many_processes_as_are_asked_for(
     ]
     assert found == [3, 4, 1, 1, 1]  # four batches, and images that are worth one process
     assert shared == [3, 4]
-    assert workers.draw_batches([], plan, ImageStore(tmp_path), torch.device("cpu"), num_processes=3, progress=print) == 1
+    assert (
+        workers.draw_batches([], plan, ImageStore(tmp_path), torch.device("cpu"), num_processes=3, progress=print) == 1
+    )
 
 
 KILLED = """
