@@ -69,7 +69,7 @@ def _train(run: Path, offset: float, steps: int) -> None:
     subprocess.run(
         [
             *(sys.executable, "finetune/full_unet.py", "--concept", "dtd", "--images_per_class", "8"),
-            *("--noise_offset", str(offset), "--max_train_steps", str(steps), "--no-identifier_report"),
+            *("--noise_offset", str(offset), "--max_train_steps", str(steps)),
             *("--validation_prompt", "dtd_zigzagged", "--output_dir", str(run), "--overwrite_output_dir"),
         ],
         cwd=ROOT,

@@ -75,7 +75,7 @@ def _train(run: Path, seed: int, steps: int, options: list[str]) -> None:
         [
             *(sys.executable, "finetune/dreambooth.py", "--concept", CONCEPT, "--images_per_class", "10"),
             *("--instance_prompt", INSTANCE, "--seed", str(seed), "--max_train_steps", str(steps)),
-            *("--no-identifier_report", "--output_dir", str(run), "--overwrite_output_dir", *options),
+            *("--output_dir", str(run), "--overwrite_output_dir", *options),
         ],
         cwd=ROOT,
         check=True,

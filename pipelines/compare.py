@@ -21,19 +21,15 @@ if TYPE_CHECKING:
 
 
 COLUMNS = 8  # images of each kind in the picture
+BATCH_SIZE = 16  # images drawn together
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     manifest = _read_run(arguments.adapter)
     folder = refuse_unwritable(arguments.output_dir or arguments.adapter / "compare")
-    from data.progress import Progress
     from data.splits import manifest_hash
-    from pipelines.components import build_pipeline, load_components
-    from pipelines.devices import drawing_device, move
     from pipelines.run_data import reopened
-    from pipelines.runs import attach, is_whole, open_tuned, predicting_as
-    from pipelines.sampling import sample
 
     dataset = reopened(arguments.adapter, manifest)
     count = arguments.num_images
@@ -43,43 +39,57 @@ def main(argv: Sequence[str]) -> None:
     }
     captions = comparable(arguments.adapter, dataset.captions, real)
     real = {name: {caption: group[caption] for caption in captions} for name, group in real.items()}
-    settings = manifest["settings"]
-    base = load_components(manifest["base"], revision=settings["revision"], variant=settings["variant"])
-    drawn: dict[str, dict[str, np.ndarray]] = {}
-    with Progress(total=2 * count * len(captions), unit="image", desc="draw") as bar:
-        for name in ("base", "tuned"):
-            components, pipeline = base, build_pipeline(base)
-            prompts = list(captions)
-            if name == "base":  # it does not know a new word, and is told the one that the new word began as
-                prompts = [manifest["base_prompts"].get(caption, caption) for caption in captions]
-            elif is_whole(arguments.adapter):
-                tuned = open_tuned([arguments.adapter])
-                components, pipeline = tuned.components, tuned.pipeline
-            else:
-                components = predicting_as(base, manifest)
-                pipeline = build_pipeline(components)
-                attach(pipeline, [arguments.adapter], base_fingerprint=base.fingerprint)
-            move(components, drawing_device())
-            pictures = sample(
-                pipeline,
-                [prompt for prompt in prompts for _ in range(count)],
-                [seed for _ in prompts for seed in range(count)],
-                num_inference_steps=arguments.num_inference_steps,
-                guidance_scale=arguments.guidance_scale,
-                batch_size=32,
-                height=dataset.resolution,
-                width=dataset.resolution,
-                progress=bar.update,
-            ).reshape(len(captions), count, dataset.resolution, dataset.resolution, 3)
-            drawn[name] = dict(zip(captions, pictures, strict=True))
+    drawn = _drawn(arguments, folder, captions, dataset.resolution)
     scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
     scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
     scores["data_hash"] = manifest_hash(dataset.manifest())  # that of the run: `reopened` refuses any other
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     picture = _draw_picture(folder / "compare.png", captions, real["held-out"], drawn)
     _tell(scores)
     print(f"Look at {picture.resolve()}")
+
+
+def _drawn(
+    arguments: argparse.Namespace, folder: Path, captions: Sequence[str], size_px: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return what base and tuned model draw for each caption, float32 (N, H, W, 3) in [0, 1].
+
+    The images are kept in the folder by what they depend on, as those of an evaluation, and drawn once.
+    """
+    import numpy as np
+
+    from data.progress import Progress
+    from pipelines.devices import drawing_device
+    from pipelines.evaluation.bases import load_bases
+    from pipelines.evaluation.drawing import batches
+    from pipelines.evaluation.grid import OWN_SCHEDULER, Sampling, asked_of
+    from pipelines.evaluation.plan import Axes, make_plan
+    from pipelines.evaluation.prompt_sets import CAPTION, Prompt
+    from pipelines.evaluation.states import name_runs
+    from pipelines.evaluation.store import ImageStore
+    from pipelines.evaluation.workers import draw_batches
+
+    device = drawing_device()
+    (run,) = name_runs([arguments.adapter])
+    bases, base_of = load_bases([run], None, device)
+    sampling = Sampling(OWN_SCHEDULER, arguments.num_inference_steps, arguments.guidance_scale)
+    axes = Axes((1.0,), (sampling,), tuple(range(arguments.num_images)), size_px)
+    # the base does not know a new word, and is told the one that the new word began as
+    asked = asked_of(
+        [Prompt(CAPTION, "captions")], {run.label: captions}, {run.label: run.manifest.get("base_prompts", {})}
+    )
+    plan = make_plan(asked, axes, bases, [(run, base_of[run.label], [run.result])])
+    store = ImageStore(folder)
+    missing = [(key, cell) for key, cell in plan.keyed().items() if not store.has(key)]
+    with Progress(total=len(missing), unit="image", desc="draw") as bar:
+        draw_batches(batches(missing, BATCH_SIZE), plan, store, device, num_processes=None, progress=bar.update)
+    keys: dict[str, dict[str, list[str]]] = {"base": {}, "tuned": {}}
+    for cell in plan.cells:
+        keys["base" if cell.arm.is_base else "tuned"].setdefault(captions[cell.asked], []).append(plan.key(cell))
+    return {
+        name: {caption: store.read_all(found).astype(np.float32) / 255 for caption, found in group.items()}
+        for name, group in keys.items()
+    }
 
 
 def score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,18 +26,22 @@ Verdict = Literal["weak", "ordinary", "strong"]
 # and a quarter above 2.3, before "circle" below 0.7 and above 2.0
 WEAK_BELOW, STRONG_ABOVE = 0.5, 2.0
 
-NUM_NOISES = 4
-_NUM_TIMESTEPS = 8
-_NUM_WORDS = 16  # they differ more among themselves than the noises do
+NUM_NOISES = 2
+_NUM_TIMESTEPS = 4
+_NUM_WORDS = 8  # they differ more among themselves than the noises do
 _NUM_NEAREST = 3
+_NUM_SHOWN = 8  # words in a line
+# of the 49,408 tokens of CLIP, which stand by how often they are used: "thickness" is 40,754, "composites" 45,395,
+# "ohwx" 47,993, "sks" 48,136
+_NUM_COMMON = 47_000
 _BATCH_SIZE = 16
 _SHORTEST_WORD = 4  # letters
 _ROUNDING = 1e-12  # square of what float32 loses of a predicted noise
 _END_OF_WORD = "</w>"
 _ADVICE: dict[Verdict, str] = {
-    "weak": "the base hardly reacts to it, so it can take a new meaning with little to unlearn.",
-    "ordinary": "the base reacts to it as to most words.",
-    "strong": "the base reacts to it more than to most words; what it draws for it must be unlearnt first.",
+    "weak": "the base hardly reacts to it, so it can take a new meaning with little to unlearn",
+    "ordinary": "the base reacts to it as to most words",
+    "strong": "the base reacts to it more than to most words; what it draws for it must be unlearnt first",
 }
 
 
@@ -112,24 +117,82 @@ class IdentifierReport:
             notes.append(f"{self.num_truncated} tokens of the prompt do not fit and are cut.")
         return notes
 
-    def lines(self) -> list[str]:
-        """Return the report as lines for a terminal."""
-        count = f"{len(self.pieces)} token{'s' if len(self.pieces) != 1 else ''}"
-        lines = [self.identifier, f"  {count}: " + "  ".join(f"{piece.text} ({piece.id})" for piece in self.pieces)]
-        pieces = list(dict.fromkeys(self.pieces))
-        alone = [piece.text for piece in pieces if piece.nearest[0][1] <= self.chance_cosine]
-        for piece in pieces:
-            if piece.text not in alone:
-                near = ", ".join(f"{word} {cosine:.2f}" for word, cosine in piece.nearest)
-                lines.append(f"  near {piece.text}: {near}")
-        if alone:
-            lines.append(f"  no word nearer than chance (cosine {self.chance_cosine:.2f}): {'  '.join(alone)}")
-        lines += [f"  note: {note}" for note in self.notes]
-        lines.append(
-            f"  prior of {self.prompt!r}: {self.relative_strength:.2f} ± {self.relative_error:.2f} times an ordinary "
-            f"word ({self.prior_strength:.2g} of what the class noun does): {self.verdict}; {_ADVICE[self.verdict]}"
+    @property
+    def near(self) -> str:
+        """The nearest word of each piece that has one nearer than chance."""
+        found = [
+            f"{piece.text}: {piece.nearest[0][0]} {piece.nearest[0][1]:.2f}"
+            for piece in dict.fromkeys(self.pieces)
+            if piece.nearest[0][1] > self.chance_cosine
+        ]
+        return ", ".join(found) or f"none nearer than chance, {self.chance_cosine:.2f}"
+
+
+def told(reports: Sequence[IdentifierReport], ordinary: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """Return reports as lines for a terminal: a table from the weakest prior to the strongest, and what it means.
+
+    reports: one at least. ordinary, others: words that were left out, as `rare` finds them and for the sake of time.
+    """
+    noun = reports[0].class_noun
+    lines = [
+        *_table(sorted(reports, key=lambda report: report.relative_strength)),
+        *(f"note: {report.identifier}: {note}" for report in reports for note in report.notes),
+        *(f"{verdict}: {_ADVICE[verdict]}." for verdict in sorted({report.verdict for report in reports})),
+        f'prior: how far "a WORD {noun}" moves what the base predicts for "a {noun}", in units of an ordinary '
+        f"word: the median of {', '.join(reports[0].words)}",
+    ]
+    if others:
+        lines.append(f"not examined, to save time: {_some(others)}; pipelines/identify.py examines any word")
+    if ordinary:
+        lines.append(f"not examined, as ordinary words: {_some(ordinary)}")
+    return lines
+
+
+def _table(reports: Sequence[IdentifierReport]) -> list[str]:
+    rows = [("identifier", "prior", "", "tokens", "nearest words")]
+    for report in reports:
+        strength = f"{report.relative_strength:.2f} ± {report.relative_error:.2f}"
+        rows.append(
+            (report.identifier, strength, report.verdict, f"{len(report.pieces)}: {report.spelling}", report.near)
         )
-        return lines
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _some(words: Sequence[str]) -> str:
+    shown = ", ".join(words[:_NUM_SHOWN])
+    return shown if len(words) <= _NUM_SHOWN else f"{shown} and {len(words) - _NUM_SHOWN} more"
+
+
+def rare(tokenizer: CLIPTokenizer, identifiers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the identifiers that have a rare word in them, and the others, each once.
+
+    A word is rare where the tokenizer makes several tokens of it, or one that text seldom has. What a base makes of
+    the others is known: it has learnt them as the words they are.
+    """
+    names = dict.fromkeys(identifiers)
+    found = tuple(name for name in names if not name.strip() or any(_is_rare(tokenizer, w) for w in name.split()))
+    return found, tuple(name for name in names if name not in found)
+
+
+def words_of(prompts: Sequence[str], class_noun: str) -> tuple[str, ...]:
+    """Return the words of prompts without punctuation around them and without the class noun, each once."""
+    words = (word.strip(string.punctuation) for prompt in prompts for word in prompt.split())
+    return tuple(dict.fromkeys(word for word in words if word and word.lower() not in class_noun.lower().split()))
+
+
+def most_broken(tokenizer: CLIPTokenizer, words: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return so many words, those with the fewest letters for a token first: "w17h3r" before "tomography"."""
+
+    def letters_per_token(word: str) -> float:
+        return len(word) / max(1, len(tokenizer(word, add_special_tokens=False).input_ids))
+
+    return tuple(sorted(words, key=letters_per_token)[:count])
+
+
+def num_predictions(num_identifiers: int, num_noises: int = NUM_NOISES) -> int:
+    """Return how many noisy images the U-Net sees at most in a report on identifiers."""
+    return num_noises * _NUM_TIMESTEPS * (2 + _NUM_WORDS + num_identifiers)
 
 
 def examine(components: Components, identifier: str, class_noun: str, *, seed: int = 0) -> IdentifierReport:
@@ -145,14 +208,16 @@ def examine_all(
     *,
     seed: int = 0,
     num_noises: int = NUM_NOISES,
-    progress: Callable[[int, int], object] | None = None,
+    size_px: int | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[IdentifierReport, ...]:
     """Return the reports on identifiers that are to be used in one run, each once, in their order.
 
     The parts are used as they are: device, precision, mode; but prediction type and noise schedule are those of the
     model's own folder, as nothing is trained yet. num_noises: starting noises to average over, at least 2;
-    the relative error falls with their square root. progress: called with the number of predictions made since
-    the last call and the number of all.
+    the relative error falls with their square root. size_px: side of the images; None is the model's own.
+    progress: called with the number of predictions made since
+    the last call, of `num_predictions`.
     Raises SettingsError for an empty identifier or class noun, NonFiniteError where the U-Net predicts no numbers.
     """
     problems = ["found no identifier, expected at least one."] if not identifiers else []
@@ -167,7 +232,7 @@ def examine_all(
     noun_ids = set(tokenizer(class_noun, add_special_tokens=False).input_ids)
     words = _ordinary_words(tokenizer, class_noun)
     captions = ["", *(f"a {word} {class_noun}" for word in [*words, *names])]
-    changes = _changes(components.as_loaded(), captions, class_noun, seed, num_noises, progress)
+    changes = _changes(components.as_loaded(), captions, class_noun, seed, num_noises, size_px, progress)
     noun_change, word_changes, name_changes = changes[0], changes[1 : 1 + len(words)], changes[1 + len(words) :]
     word_change = float(word_changes.mean(dim=1).median())
     num_words, width = components.text_encoder.get_input_embeddings().weight.shape
@@ -196,6 +261,11 @@ def examine_all(
             )
         )
     return tuple(reports)
+
+
+def _is_rare(tokenizer: CLIPTokenizer, word: str) -> bool:
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    return len(ids) != 1 or ids[0] in tokenizer.all_special_ids or ids[0] >= _NUM_COMMON
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -266,7 +336,8 @@ def _changes(
     class_noun: str,
     seed: int,
     num_noises: int,
-    progress: Callable[[int, int], object] | None,
+    size_px: int | None,
+    progress: Callable[[int], object] | None,
 ) -> Tensor:
     """Return the mean squared difference of the noise predicted for each caption and for "a NOUN", (captions, paths).
 
@@ -276,6 +347,8 @@ def _changes(
     """
     unet, alpha_bars = components.unet, components.scheduler.alphas_cumprod.double().tolist()
     size = unet.config.sample_size
+    if size_px is not None:
+        size = size_px // components.vae_scale_factor
     shape = (num_noises, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     draws = generator(seed, "identifiers").standard_normal(shape, dtype=np.float32)
     noisy = torch.from_numpy(draws).to(unet.device)
@@ -291,7 +364,7 @@ def _changes(
             caption, path = batch.T
             predicted.append(unet(noisy[path].to(unet.dtype), timestep, states[caption].to(unet.dtype)).sample.float())
             if progress is not None:
-                progress(len(batch), len(rows) * _NUM_TIMESTEPS)
+                progress(len(batch))
         outputs = torch.cat(predicted).view(len(states), *shape)
         x0, noise = _x0_and_noise(outputs, noisy, alpha_bars[timestep], components.prediction_type)
         changes += (noise[1:] - noise[0]).square().mean(dim=(2, 3, 4)) / _NUM_TIMESTEPS

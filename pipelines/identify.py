@@ -1,6 +1,8 @@
 """What a base model already makes of identifiers: their tokens, their nearest words, how strongly it reacts to them.
 
 python pipelines/identify.py --identifier dtd_honeycombed sf_thickness sks w17h3r --class_noun texture
+
+Rare words alone are examined, which are no ordinary words of the base's vocabulary.
 """
 
 from __future__ import annotations
@@ -8,12 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from data.errors import SettingsError
 from data.exits import Parser, exit_code
-
-if TYPE_CHECKING:
-    from pipelines.identifiers import IdentifierReport
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,37 +20,27 @@ def main(argv: Sequence[str]) -> None:
     from data.progress import Progress
     from pipelines.components import load_components
     from pipelines.devices import drawing_device, move
-    from pipelines.identifiers import examine_all
+    from pipelines.identifiers import examine_all, num_predictions, rare, told
 
     components = load_components(arguments.pretrained_model_name_or_path)
+    chosen, ordinary = rare(components.tokenizer, arguments.identifier)
+    if not chosen and ordinary:
+        raise SettingsError(
+            "--identifier",
+            f"found ordinary words only: {', '.join(ordinary)}. The base knows what they mean; expected a rare word, "
+            "such as w17h3r.",
+        )
     move(components, drawing_device())
-    with Progress(unit="prediction", desc="examine") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
+    with Progress(total=num_predictions(len(chosen), arguments.num_noises), unit="prediction", desc="examine") as bar:
         reports = examine_all(
             components,
-            arguments.identifier,
+            chosen,
             arguments.class_noun,
             seed=arguments.seed,
             num_noises=arguments.num_noises,
-            progress=advance,
+            progress=bar.update,
         )
-    for report in reports:
-        print("\n".join(report.lines()), end="\n\n")
-    print("\n".join(table(reports)))
-    print(f"\nAn ordinary word is the median of {', '.join(reports[0].words)} before {arguments.class_noun}.")
-
-
-def table(reports: Sequence[IdentifierReport]) -> list[str]:
-    """Return the lines of a table of the identifiers, from the weakest prior to the strongest."""
-    ordered = sorted(reports, key=lambda report: report.relative_strength)
-    rows = [("identifier", "prior", "", "tokens", "pieces")]
-    rows += [(r.identifier, f"{r.relative_strength:.2f}", r.verdict, str(len(r.pieces)), r.spelling) for r in ordered]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    print("\n".join(told(reports, ordinary)))
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,7 +48,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--identifier", nargs="+", required=True, help="words that are to name a new concept")
     parser.add_argument("--class_noun", required=True, help="what the concept is one of, such as texture")
     parser.add_argument("--pretrained_model_name_or_path", default="swatch", help="base model (default: swatch)")
-    parser.add_argument("--num_noises", type=int, default=4, help="more are slower and more exact (default: 4)")
+    parser.add_argument("--num_noises", type=int, default=2, help="more are slower and more exact (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise it is measured with (default: 0)")
     return parser.parse_args(argv)
 

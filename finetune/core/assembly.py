@@ -15,7 +15,7 @@ from torch import Tensor
 from data.dataset import ConceptDataset, Dataset
 from data.progress import Progress
 from data.wording import RewordedDataset, Wording
-from finetune.core.concept_images import ConceptImages, identifiers
+from finetune.core.concept_images import ConceptImages
 from finetune.core.encodings import EncodedConditioner, EncodedSpace, identity, open_store
 from finetune.core.objective import Conditioner, NoiseObjective, unet_denoiser
 from finetune.core.option_groups import AdapterSettings, LossSettings, PlaceholderSettings
@@ -36,7 +36,7 @@ from finetune.core.validation import ValidationLoss
 from pipelines.components import Components, build_pipeline, load_components, present, release
 from pipelines.conditioning import TextConditioner
 from pipelines.embeddings import Placeholder, add_placeholder, nearest_words
-from pipelines.identifiers import examine_all
+from pipelines.identifiers import examine_all, most_broken, num_predictions, rare, told, words_of
 from pipelines.runs import predicting_as
 from pipelines.sampling import sample
 from pipelines.sheets import Row, save_png, sheet
@@ -48,6 +48,9 @@ PREVIEW_PROMPTS = 4  # of a run with more captions
 VALIDATION_IMAGES = 16
 VALIDATION_BINS = 4
 NEAREST_WORDS = 5
+MOST_IDENTIFIERS = (
+    4  # that a run examines: at most 112 predictions of the U-Net, which cost as much as some 40 steps of 1
+)
 
 
 def base(settings: ConceptSettings, accelerator: Accelerator, *, rounded: bool = True) -> Components:
@@ -304,12 +307,22 @@ def learning_rates(settings: LoopSettings, rates: Mapping[str, float | None]) ->
 def identifier_report(
     settings: PromptedSettings, images: ConceptImages, dataset: ConceptDataset, components: Components
 ) -> tuple[str, ...]:
-    """Return what the base already makes of the identifiers of a run's prompts, in lines; none where not asked for."""
+    """Return what the base already makes of the rare words of a run's prompts, in lines; none where not asked for."""
     if not settings.identifier_report:
         return ()
-    words = identifiers(images, dataset)[:12]
-    reports = examine_all(components, words, images.source.class_noun, seed=settings.seed)
-    return ("identifiers", *(f"  {line}" for report in reports for line in report.lines()))
+    if settings.dry_run:
+        return ("identifiers not examined in a dry run; pipelines/identify.py examines any word without a run",)
+    noun, tokenizer = images.source.class_noun, components.tokenizer
+    found, ordinary = rare(tokenizer, words_of(dataset.captions, noun))
+    chosen = most_broken(tokenizer, found, MOST_IDENTIFIERS)
+    others = [word for word in found if word not in chosen]
+    if not chosen:
+        return ("identifiers none: the prompts have ordinary words only",)
+    reports = examine_all(components, chosen, noun, seed=settings.seed, size_px=dataset.resolution)
+    return (
+        f"identifiers measured with {num_predictions(len(chosen))} predictions of the U-Net",
+        *(f"  {line}" for line in told(reports, ordinary, others)),
+    )
 
 
 def without_placeholder(

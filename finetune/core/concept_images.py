@@ -110,17 +110,6 @@ def identified(images: ConceptImages, settings: ConceptSettings) -> ConceptDatas
     return RewordedDataset(images.dataset, Wording.identified(images.dataset.captions, prompts), settings.seed)
 
 
-def identifiers(images: ConceptImages, dataset: ConceptDataset) -> tuple[str, ...]:
-    """Return what the prompts of a run say beside article and class noun, each once."""
-    noun = images.source.class_noun
-    found = []
-    for prompt in dataset.captions:
-        words = prompt.split()
-        kept = [word for word in words if word.lower() not in ("a", "an", "the", noun)]
-        found.append(" ".join(kept or words))
-    return tuple(dict.fromkeys(found))
-
-
 def prior(
     settings: DreamboothSettings | LoraDreamboothSettings | PivotalTuningSettings,
     images: ConceptImages,

@@ -43,7 +43,7 @@ class PromptedSettings(ConceptSettings):
     """Words of the prompts."""
 
     identifier_report: bool = Field(
-        default=True, description="say before training what the base already makes of the words of the prompts"
+        default=False, description="say before training what the base already makes of the rare words of the prompts"
     )
 
 

@@ -18,7 +18,7 @@ from data.errors import SettingsError, nearest
 from data.progress import Progress
 from pipelines.evaluation.bases import BaseModel, load_bases
 from pipelines.evaluation.claims import claimed, judge_claims
-from pipelines.evaluation.drawing import Drawing, batches, count_tokens_cut, described, parse_schedulers
+from pipelines.evaluation.drawing import batches, count_tokens_cut, described, parse_schedulers
 from pipelines.evaluation.grid import Asked, Sampling, asked_of
 from pipelines.evaluation.judging import Effort, judge
 from pipelines.evaluation.plan import Axes, Plan, make_plan
@@ -26,7 +26,7 @@ from pipelines.evaluation.prompt_sets import Prompt, PromptFile
 from pipelines.evaluation.real_images import captions_of, num_captions_left_out
 from pipelines.evaluation.states import AskedRun, State
 from pipelines.evaluation.store import ImageStore
-from pipelines.evaluation.workers import draw_in_processes, num_workers
+from pipelines.evaluation.workers import draw_batches
 from pipelines.metrics.extractors import open_extractor
 from pipelines.metrics.selection import Limits
 from pipelines.report.page import write_page
@@ -158,27 +158,18 @@ def _draw(plan: Plan, store: ImageStore, request: Request, process: Accelerator)
     if process.is_main_process:
         print(f"{len(keyed)} images, of which {len(keyed) - len(missing)} are there: {store.folder}", flush=True)
     start = time.perf_counter()
-    is_alone = process.device.type == "cpu" and process.num_processes == 1
-    workers = min(request.num_processes or num_workers(plan.bases, len(missing)), len(share)) if is_alone else 1
     of = f" (share of process 1 of {process.num_processes})" if process.num_processes > 1 else ""
     count = sum(len(batch) for batch in share)
     with Progress(total=count, unit="image", desc=f"draw{of}", disable=not process.is_main_process) as bar:
-        if workers > 1:
-            draw_in_processes(
-                share,
-                store.folder,
-                plan.bases,
-                plan.runs,
-                size_px=plan.axes.size_px,
-                num_processes=workers,
-                progress=bar.update,
-            )
-        else:
-            drawing = Drawing(store, plan.bases, plan.runs, size_px=plan.axes.size_px, device=process.device)
-            for batch in share:
-                drawing.draw(batch)
-                bar.update(len(batch))
-    return _Drawn(len(missing), time.perf_counter() - start, process.num_processes * max(1, workers))
+        workers = draw_batches(
+            share,
+            plan,
+            store,
+            process.device,
+            num_processes=request.num_processes if process.num_processes == 1 else 1,
+            progress=bar.update,
+        )
+    return _Drawn(len(missing), time.perf_counter() - start, process.num_processes * workers)
 
 
 def _chosen_prompts(file: PromptFile, tier: Tier) -> tuple[tuple[Prompt, ...], list[str]]:

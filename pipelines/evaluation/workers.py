@@ -1,4 +1,4 @@
-"""Drawing on several cores: processes of few threads each, which take one batch after the other.
+"""Drawing on what a machine has: a GPU, or all cores by processes of few threads, one batch after the other.
 
 One process with all threads leaves most of them waiting, as the U-Net of a small image has little to share out.
 """
@@ -19,6 +19,7 @@ import torch
 from data.freed_memory import keep_freed_memory
 from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.drawing import Drawing, Keyed
+from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
 from pipelines.runs import BaseNeed
@@ -38,6 +39,42 @@ def num_workers(bases: Mapping[str, BaseModel], num_images: int) -> int:
     # a run's pipeline stands beside its base
     by_memory = int(psutil.virtual_memory().available // (2 * weights + _OVERHEAD_BYTES))
     return max(1, min(torch.get_num_threads(), by_memory, num_images // IMAGES_WORTH_A_PROCESS))
+
+
+def draw_batches(
+    batches: Sequence[Sequence[Keyed]],
+    plan: Plan,
+    store: ImageStore,
+    device: torch.device,
+    *,
+    num_processes: int | None,
+    progress: Callable[[int], object],
+) -> int:
+    """Draw batches of a plan into a store, and return by how many processes.
+
+    num_processes: that draw beside each other on the CPU; None is as many as `num_workers` finds. progress: called with
+    the number of images of each batch that is kept.
+    """
+    workers = 1
+    if device.type == "cpu":
+        num_images = sum(len(batch) for batch in batches)
+        workers = min(num_processes or num_workers(plan.bases, num_images), len(batches))
+    if workers > 1:
+        draw_in_processes(
+            batches,
+            store.folder,
+            plan.bases,
+            plan.runs,
+            size_px=plan.axes.size_px,
+            num_processes=workers,
+            progress=progress,
+        )
+    else:
+        drawing = Drawing(store, plan.bases, plan.runs, size_px=plan.axes.size_px, device=device)
+        for batch in batches:
+            drawing.draw(batch)
+            progress(len(batch))
+    return max(1, workers)
 
 
 def draw_in_processes(

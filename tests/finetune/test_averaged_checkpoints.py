@@ -36,15 +36,12 @@ class Row(NamedTuple):
     parts: tuple[str, ...]
 
 
-SILENT = {"identifier_report": False}
 ROWS = {
-    "whole": Row(
-        "full_unet", options.FullUnetSettings, {**SILENT, "train_text_encoder": True}, ("text_encoder", "unet")
-    ),
+    "whole": Row("full_unet", options.FullUnetSettings, {"train_text_encoder": True}, ("text_encoder", "unet")),
     "adapters": Row(
         "lora",
         options.LoraSettings,
-        {**SILENT, "rank": 2, "train_text_encoder": True},
+        {"rank": 2, "train_text_encoder": True},
         ("text_encoder_lora", "unet_lora"),
     ),
     "a word, then adapters": Row(

@@ -58,7 +58,6 @@ def arguments(pictures: Path, tiny_base_dir: Path, tmp_path: Path, monkeypatch: 
         "logging_steps": 1,
         "num_validation_images": 1,
         "learning_rate": 1e-2,
-        "identifier_report": False,
         "rank": 2,
     }
 

@@ -141,7 +141,6 @@ def arguments(scans: Path, tiny_base_dir: Path, tmp_path: Path, monkeypatch: pyt
         "num_validation_images": 1,
         "learning_rate": 1e-2,
         "held_out_fraction": 0.4,
-        "identifier_report": False,
     }
 
 
@@ -186,8 +185,8 @@ def _run(row: Row, arguments: dict[str, Any], change: Change = lambda method, _:
 
 
 def _settings(row: Row, arguments: dict[str, Any], **more: Any) -> Any:
-    """Return the settings of a row; what is said of a base, or of its words, is left out where there is none."""
-    absent = {"pretrained_model_name_or_path", "identifier_report"} - row.settings.model_fields.keys()
+    """Return the settings of a row; what is said of a base is left out where there is none."""
+    absent = {"pretrained_model_name_or_path"} - row.settings.model_fields.keys()
     values = {key: value for key, value in {**arguments, **row.options, **more}.items() if key not in absent}
     return row.settings.model_validate(values)
 

@@ -56,7 +56,6 @@ def arguments(tiny_base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "max_train_steps": 1,
         "train_batch_size": 2,
         "num_validation_images": 1,
-        "identifier_report": False,
         "mixed_precision": "bf16",
     }
 

@@ -97,7 +97,7 @@ OTHER: dict[str, Any] = {
     "hub_model_id": "ann/weave",
     "hub_private_repo": True,
     "dry_run": True,
-    "identifier_report": False,
+    "identifier_report": True,
     "target": "attention+conv",
     "rank": 4,
     "lora_alpha": 8.0,

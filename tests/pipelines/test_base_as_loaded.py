@@ -80,7 +80,7 @@ def test_compare_draws_the_base_its_own_way_and_the_adapter_as_it_was_trained(
         return np.random.default_rng(1).uniform(0, 1, (len(prompts), SIZE_PX, SIZE_PX, 3)).astype(np.float32)
 
     monkeypatch.setattr("pipelines.run_data.reopened", lambda *_: dataset)
-    monkeypatch.setattr("pipelines.sampling.sample", sample)
+    monkeypatch.setattr("pipelines.evaluation.drawing.sample", sample)
     compare.main(["--adapter", str(run.path), "--num_images", "2"])
     assert drawn == [(predicts, False, "leading"), OF_RUN]
 

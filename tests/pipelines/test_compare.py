@@ -16,6 +16,10 @@ from PIL import Image
 
 from data.exits import exit_code
 from pipelines import compare
+from pipelines.evaluation.drawing import LARGEST_DIFFERENCE
+from pipelines.evaluation.store import ImageStore
+from pipelines.runs import open_tuned
+from pipelines.sampling import sample
 from tests.tiny_adapters import tiny_adapter
 
 SIZE_PX = 32
@@ -76,7 +80,7 @@ def _drawn(found: list[str]) -> Callable[..., np.ndarray]:
 def test_any_number_of_images_makes_a_picture(
     num_images: int, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipelines.sampling.sample", _drawn([]))
+    monkeypatch.setattr("pipelines.evaluation.drawing.sample", _drawn([]))
     folder = tmp_path / "new" / "compare"
     assert run("--adapter", adapter, "--num_images", num_images, "--output_dir", folder) == 0
     scores = json.loads((folder / "scores.json").read_text())
@@ -91,28 +95,55 @@ def test_any_number_of_images_makes_a_picture(
 
 
 @pytest.mark.usefixtures("reopened")
-@pytest.mark.parametrize(("kind", "devices"), [("adapter", ["cpu", "meta"]), ("whole model", ["meta", "meta"])])
+@pytest.mark.parametrize("kind", ["adapter", "whole model"])
 def test_base_and_tuned_model_are_drawn_on_the_device_of_this_machine(
     kind: str,
-    devices: list[str],
     adapter: Path,
     tiny_base_dir: Path,
     make_tiny_base: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An adapter can only be attached to a base that is not on the meta device yet."""
     found: list[str] = []
-    chosen = iter(devices)
-    monkeypatch.setattr("pipelines.sampling.sample", _drawn(found))
-    monkeypatch.setattr("pipelines.devices.drawing_device", lambda: torch.device(next(chosen)))
+    monkeypatch.setattr("pipelines.evaluation.drawing.sample", _drawn(found))
+    monkeypatch.setattr("pipelines.devices.drawing_device", lambda: torch.device("meta"))
     run_folder = adapter
     if kind == "whole model":
         run_folder = make_tiny_base(tmp_path / "whole", seed=1)
         (run_folder / "manifest.json").write_text(json.dumps(_manifest(tiny_base_dir)))
-    assert run("--adapter", run_folder, "--num_images", "2") == 0
-    assert found == devices
-    assert (run_folder / "compare" / "compare.png").exists()
+    folder = tmp_path / "compare"
+    assert run("--adapter", run_folder, "--num_images", "2", "--output_dir", folder) == 0
+    assert found == ["meta", "meta"]
+    assert (folder / "compare.png").exists()
+
+
+@pytest.mark.usefixtures("reopened")
+def test_what_is_compared_is_what_generate_draws_and_is_drawn_once(
+    adapter: Path, tiny_base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base and adapter, merged here and beside the weights there, for the same captions and seeds."""
+    kept: dict[tuple[str, str, int], np.ndarray] = {}
+    keep = ImageStore.keep
+
+    def note(store: ImageStore, key: str, image: np.ndarray, facts: dict[str, Any]) -> None:
+        keep(store, key, image, facts)
+        kept[facts["model"], facts["prompt"], facts["seed"]] = store.read(key).astype(float)
+
+    monkeypatch.setattr(ImageStore, "keep", note)
+    arguments = ("--adapter", adapter, "--num_images", "3", "--num_inference_steps", "4", "--output_dir", tmp_path)
+    assert run(*arguments) == 0
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "batch_size": 2, "height": SIZE_PX, "width": SIZE_PX}
+    for model, adapters in (("base", []), ("run", [adapter])):
+        pipeline = open_tuned(adapters, base=str(tiny_base_dir)).pipeline
+        for prompt in ("dry", "red"):
+            for seed, alone in enumerate(sample(pipeline, [prompt] * 3, range(3), **options)):
+                assert np.abs(kept[model, prompt, seed] - 255 * alone).max() <= LARGEST_DIFFERENCE
+    assert len(kept) == 12
+    kept.clear()
+    scores = (tmp_path / "scores.json").read_text()
+    assert run(*arguments) == 0
+    assert not kept
+    assert (tmp_path / "scores.json").read_text() == scores
 
 
 @pytest.mark.parametrize("option", ["--num_images", "--num_inference_steps"])

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from data.errors import SettingsError
+from pipelines.evaluation import workers
 from pipelines.evaluation.bases import BaseModel
 from pipelines.evaluation.drawing import LARGEST_DIFFERENCE, Drawing, Keyed, batches
 from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
+from pipelines.evaluation.plan import Axes, make_plan
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.store import ImageStore
 from pipelines.evaluation.workers import IMAGES_WORTH_A_PROCESS, draw_in_processes, num_workers
@@ -73,6 +75,28 @@ def test_as_many_processes_as_threads_memory_and_images_allow(base: BaseModel, m
     assert num_workers({"base": base}, many) == 1
 
 
+def test_a_gpu_draws_alone_and_a_cpu_by_as_many_processes_as_are_asked_for(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_of([Prompt("a red slice", "s")], {}, {})
+    axes = Axes((1.0,), (Sampling("own", 1, 3.0),), tuple(range(IMAGES_WORTH_A_PROCESS)), 32)
+    plan = make_plan(asked, axes, {"base": base}, [])
+    shared: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(workers, "draw_in_processes", lambda *_, num_processes, **__: shared.append(num_processes))
+    monkeypatch.setattr(Drawing, "draw", lambda *_: None)
+    parts = batches(list(plan.keyed().items()), 16)
+    found = [
+        workers.draw_batches(parts, plan, ImageStore(tmp_path), torch.device(device), num_processes=n, progress=print)
+        for device, n in (("cpu", 3), ("cpu", 9), ("cpu", 1), ("cpu", None), ("meta", 3))
+    ]
+    assert found == [3, 4, 1, 1, 1]  # four batches, and images that are worth one process
+    assert shared == [3, 4]
+    assert (
+        workers.draw_batches([], plan, ImageStore(tmp_path), torch.device("cpu"), num_processes=3, progress=print) == 1
+    )
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -100,12 +124,12 @@ def test_no_process_outlives_a_killed_one(tiny_base_dir: Path, tmp_path: Path) -
     )
     try:
         assert _eventually(lambda: len(list(folder.rglob("*.png"))) >= 4, 120)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert len(workers) >= 2
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert _eventually(lambda: not any(worker.is_running() for worker in workers), 20)
+    assert _eventually(lambda: not any(worker.is_running() for worker in children), 20)
     assert len(list(folder.rglob("*.png"))) < 200
 
 

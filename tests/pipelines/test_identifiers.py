@@ -17,8 +17,18 @@ from data.errors import SettingsError
 from data.exits import exit_code
 from pipelines.components import Components, load_components
 from pipelines.conditioning import TextConditioner
-from pipelines.identifiers import IdentifierReport, _x0_and_noise, examine, examine_all
-from pipelines.identify import main, table
+from pipelines.identifiers import (
+    IdentifierReport,
+    _x0_and_noise,
+    examine,
+    examine_all,
+    most_broken,
+    num_predictions,
+    rare,
+    told,
+    words_of,
+)
+from pipelines.identify import main
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["w17h3r", "Dry", "dry", "drytexture", "texture dry"]
@@ -75,7 +85,7 @@ def test_collisions_are_told(
 ) -> None:
     assert asdict(reports[name])[field] == value
     if note:
-        assert any(note in line for line in reports[name].lines())
+        assert any(note in line for line in told([reports[name]], ()))
 
 
 def test_tokens_that_cannot_be_read_are_told(tiny_base_dir: Path) -> None:
@@ -151,9 +161,10 @@ def test_strength_is_the_ratio_of_two_changes_along_the_path_of_the_noun(base: C
     assert report.relative_error == pytest.approx(0, abs=1e-3 * report.relative_strength)  # no path differs
 
     timesteps = list(dict.fromkeys(t for t, _ in denoiser.seen))
-    assert timesteps == [938, 812, 688, 562, 438, 312, 188, 62]
-    first, second = (next(noisy for t, noisy in denoiser.seen if t == timestep)[:4] for timestep in timesteps[:2])
-    assert first.shape == (4, 4, 6, 8)
+    assert timesteps == [875, 625, 375, 125]
+    assert sum(len(noisy) for _, noisy in denoiser.seen) == num_predictions(1)
+    first, second = (next(noisy for t, noisy in denoiser.seen if t == timestep)[:2] for timestep in timesteps[:2])
+    assert first.shape == (2, 4, 6, 8)
     assert first.std() == pytest.approx(1, abs=0.1)
     alpha, following = (float(base.scheduler.alphas_cumprod[t]) for t in timesteps[:2])
     x0 = (first - (1 - alpha) ** 0.5 * noun) / alpha**0.5
@@ -178,7 +189,9 @@ def test_the_verdict_follows_the_thresholds(
 ) -> None:
     report = replace(reports["dry"], relative_strength=strength)
     assert report.verdict == verdict
-    assert f": {verdict}; " in report.lines()[-1]
+    assert f"{strength:.2f} ± " in told([report], ())[1]
+    assert f"  {verdict}  " in told([report], ())[1]
+    assert told([report], ())[-2].startswith(f"{verdict}: the base")
 
 
 @pytest.mark.parametrize("alpha_bar", [0.9, 0.3, 0.005])
@@ -226,22 +239,83 @@ def test_reports_can_be_written_as_json(reports: dict[str, IdentifierReport]) ->
 
 
 def test_the_table_goes_from_weak_to_strong(reports: dict[str, IdentifierReport]) -> None:
-    strengths = {"w17h3r": 3.0, "Dry": 0.1, "texture dry": 1.0}
-    header, *rows = table([replace(reports[name], relative_strength=value) for name, value in strengths.items()])
-    assert header.split() == ["identifier", "prior", "tokens", "pieces"]
-    assert [row.split("  ")[0] for row in rows] == ["Dry", "texture dry", "w17h3r"]
-    assert "0.10   weak      1       dry" in rows[0]
-    assert rows[2].endswith("w 1 7 h 3 r")
+    strengths = {"w17h3r": 3.0, "drytexture": 0.1, "texture dry": 1.0}
+    lines = told([replace(reports[name], relative_strength=value) for name, value in strengths.items()], ("a", "b"))
+    header, *rows = lines[:4]
+    assert header.split() == ["identifier", "prior", "tokens", "nearest", "words"]
+    assert [row.split("  ")[0] for row in rows] == ["drytexture", "texture dry", "w17h3r"]
+    assert "  0.10 ± " in rows[0]
+    assert "  6: w 1 7 h 3 r  " in rows[2]
+    assert len(lines) == 4 + 2 + 3 + 2  # notes, what the verdicts mean, the unit, what was left out
+    assert lines[-1] == "not examined, as ordinary words: a, b"
+    assert told([], (), list("abcdefghij"))[0].startswith(
+        "not examined, to save time: a, b, c, d, e, f, g, h and 2 more;"
+    )
 
 
-def test_the_script_prints_reports_and_table(tiny_base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_nearest_word_of_a_piece_is_told_where_it_is_nearer_than_chance(
+    reports: dict[str, IdentifierReport],
+) -> None:
+    report = reports["drytexture"]
+    first, second = report.pieces
+    far = replace(first, nearest=(("red", 0.2),))
+    near = replace(second, nearest=(("blue", 0.7), ("weft", 0.6)))
+    assert replace(report, pieces=(far, near), chance_cosine=0.3).near == f"{near.text}: blue 0.70"
+    assert replace(report, pieces=(far,), chance_cosine=0.3).near == "none nearer than chance, 0.30"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("w17h3r dry sf_dry Striped zigzagged", "w17h3r sf_dry zigzagged"),
+        ("a of dry", ""),  # ordinary words and single letters
+        ("dry dry sks sks", "sks"),
+        ("<|endoftext|>", "<|endoftext|>"),
+    ],
+)
+def test_a_word_is_rare_where_it_is_no_token_of_its_own(base: Components, words: str, expected: str) -> None:
+    found, ordinary = rare(base.tokenizer, words.split())
+    assert found == tuple(expected.split())
+    assert {*found, *ordinary} == set(words.split())
+    assert len(found) + len(ordinary) == len(set(words.split()))
+
+
+def test_a_word_of_several_is_rare_where_one_of_them_is(base: Components) -> None:
+    assert rare(base.tokenizer, ["texture dry", "dry w17h3r", ""]) == (("dry w17h3r", ""), ("texture dry",))
+
+
+def test_a_token_that_text_seldom_has_is_rare(base: Components, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of a vocabulary stand by their rank; the last of CLIP's, such as sks, are no words of English."""
+    rank = base.tokenizer.convert_tokens_to_ids("texture</w>")
+    for num_common, expected in ((rank + 1, ()), (rank, ("texture",))):
+        monkeypatch.setattr("pipelines.identifiers._NUM_COMMON", num_common)
+        assert rare(base.tokenizer, ["texture"])[0] == expected
+
+
+def test_the_words_of_captions_are_taken_without_what_stands_around_them(base: Components) -> None:
+    assert words_of(["A sf_dry, texture.", "(sf_dry) of w17h3r!", "a -"], "fine texture") == (
+        "A", "sf_dry", "of", "w17h3r", "a",
+    )  # fmt: skip
+    assert most_broken(base.tokenizer, ["tomography", "w17h3r", "textured"], 2) == ("w17h3r", "tomography")
+
+
+def test_the_script_examines_rare_words_in_about_ten_lines(
+    tiny_base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = "--pretrained_model_name_or_path", str(tiny_base_dir), "--num_noises", "2"
-    main(["--identifier", "w17h3r", "dry", "--class_noun", "texture", *base])
+    main(["--identifier", "w17h3r", "dry", "sks", "sf_dry", "--class_noun", "texture", *base])
     printed = capsys.readouterr().out
-    assert "  6 tokens: w (" in printed
-    assert "note: it is a word of the vocabulary already" in printed
-    assert "identifier  prior" in printed
-    assert "An ordinary word is the median of" in printed
+    assert "  6: w 1 7 h 3 r  " in printed
+    assert "not examined, as ordinary words: dry\n" in printed
+    assert "word: the median of" in printed
+    assert len(printed.splitlines()) <= 10
+
+
+def test_ordinary_words_alone_are_refused(tiny_base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--identifier", "dry", "striped", "--class_noun", "texture"]
+    command = [*arguments, "--pretrained_model_name_or_path", str(tiny_base_dir)]
+    assert exit_code(lambda: main(command), "identify") == 2
+    assert "found ordinary words only: dry, striped." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--identifier", "sks"], ["--identifier", " ", "--class_noun", "texture"]])

@@ -138,7 +138,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _study(folder: Path, pictures: Path, base: Path, **options: Any) -> Path:
     common = {
         "max_train_steps": 2, "train_batch_size": 1, "checkpointing_steps": 1, "num_validation_images": 1,
-        "pretrained_model_name_or_path": str(base), "identifier_report": False, **options,
+        "pretrained_model_name_or_path": str(base), **options,
     }  # fmt: skip
     content = {
         "prompts": "configs/prompts/methods.yaml",

@@ -102,15 +102,11 @@ def arguments(pictures: Path, tiny_base_dir: Path) -> dict[str, Any]:
         "logging_steps": 1,
         "num_validation_images": 1,
         "learning_rate": 1e-2,
-        "identifier_report": False,
     }
 
 
 def _settings(script: str, arguments: Mapping[str, Any], **more: Any) -> options.ConceptSettings:
-    values = {**arguments, **more}
-    if not issubclass(SETTINGS[script], options.PromptedSettings):  # its word is new, and nothing is known of it
-        values.pop("identifier_report", None)
-    return SETTINGS[script].model_validate(values)
+    return SETTINGS[script].model_validate({**arguments, **more})
 
 
 def _build(script: str, settings: options.ConceptSettings, mixed_precision: str = "no") -> Method:
@@ -282,7 +278,7 @@ def test_an_epoch_is_over_the_instance_images_and_is_told_at_the_start(
     """DreamBooth: the longer of instance and class images counts, so ten images make an epoch of 200 steps."""
     prior = ("--with_prior_preservation", "--num_class_images", "9", "--class_data_dir", str(tmp_path / "class"))
     length = ("--num_train_epochs", "1", "--train_batch_size", "2", "--instance_prompt", "a w17h3r texture")
-    command = _command(arguments, *prior, *length, "--no-identifier_report", "--dry_run")
+    command = _command(arguments, *prior, *length, "--dry_run")
     assert _run_script("dreambooth", command) == 0
     printed = capsys.readouterr().out
     assert "images      5 with 1 captions, and 9 of the class to preserve" in printed  # one of six is held out
@@ -525,11 +521,21 @@ def test_every_combination_of_flags_can_be_planned(
     monkeypatch.chdir(tmp_path)
     cache = Path(os.environ["FILROUGE_CACHE"])
     before = sorted(cache.rglob("*"))
-    without = ("--no-identifier_report",) if issubclass(SETTINGS[script], options.PromptedSettings) else ()
-    assert _run_script(script, _command(arguments, *flags, *without, "--dry_run")) == 0
+    assert _run_script(script, _command(arguments, *flags, "--dry_run")) == 0
     assert f"method      {script} -> {tmp_path / 'runs'}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert sorted(cache.rglob("*")) == before
+
+
+def test_identifiers_are_examined_on_request_and_never_in_a_dry_run(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.core.assembly.examine_all", lambda *_, **__: pytest.fail("examined"))
+    for asked, told in (((), False), (("--identifier_report",), True)):
+        assert _run_script("lora", _command(arguments, *asked, "--dry_run")) == 0
+        assert ("identifiers not examined in a dry run" in capsys.readouterr().out) == told
+    _build("lora", _settings("lora", arguments))
+    assert "identifiers" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("point", "left"), [("save_tensors:6", [1, 2]), ("remove_tree:1", [2, 3])])
