@@ -21,7 +21,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from data.environment import DATA_VARIABLE, data_root
@@ -89,7 +89,6 @@ def load_settings(model_class: type[S], method: str, argv: Sequence[str], config
     settings, gave_way = _resolve(model_class, method, [suited, *configs, environment, flags], shape)
     warnings = _unusual(settings, suited)
     plan = [*_recipe_line(recipe, suited), *(f"gives way   {line}" for line in gave_way)]
-    plan += [f"warning     {line}" for line in warnings]
     return settings.coming_from(Origin(settings.origin.ranks, tuple(plan), warnings))
 
 
@@ -170,12 +169,16 @@ def _settle(
         default = model_class.model_fields[weak].get_default()
         was = _word(merged[weak].value if weak in merged else default)
         source = whence[weak].name if weak in merged else "the default"
-        told.append(
-            f"--{weak} {was} ({source}) is {_word(each.gives_way[weak])} here, as --{stronger} "
-            f"{_word(merged[stronger].value)} is asked for"
-        )
+        asked = _as_typed(model_class.model_fields[stronger], stronger, merged[stronger].value)
+        told.append(f"--{weak} {was} ({source}) is {_word(each.gives_way[weak])} here, as {asked} is asked for")
         merged[weak] = _Given(each.gives_way[weak], f"--{weak}")
         whence[weak] = whence[stronger]
+
+
+def _as_typed(option: FieldInfo, name: str, value: Any) -> str:
+    if option.annotation is not bool:
+        return f"--{name} {_word(value)}"
+    return f"--{name}" if TypeAdapter(bool).validate_python(value) else f"--no-{name}"
 
 
 def _contradictions(model_class: type[Settings], merged: Mapping[str, _Given], wrong: set[str]) -> list[Contradiction]:

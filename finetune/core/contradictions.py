@@ -50,8 +50,8 @@ class ContradictoryError(ValueError):
 class Origin:
     """Where a run's settings come from: how strong each value is, and what is to be told of them.
 
-    ranks: by option; those that it lacks are at their defaults. plan: lines for the plan of the run. warnings: lines
-    that are printed besides. It says nothing of what a run does, so any two are equal.
+    ranks: by option; those that it lacks are at their defaults. plan: lines for the plan of the run. warnings:
+    what is unusual, for the plan and for standard error. It says nothing of what a run does, so any two are equal.
     """
 
     def __init__(

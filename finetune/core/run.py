@@ -244,6 +244,7 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
         f"rate        {_rate(settings)}",
         f"device      {accelerator.device}, precision {accelerator.mixed_precision}, {torch.get_num_threads()} threads",
         *settings.origin.plan,
+        *(f"warning     {line}" for line in settings.origin.warnings),
         *method.notes,
     ]
 

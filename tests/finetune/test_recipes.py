@@ -237,7 +237,7 @@ def test_a_file_gives_way_to_the_command_line_and_an_earlier_file_to_a_later_one
     found = load("lora", None, "--config", str(first), str(second), "--no-train_text_encoder")
     assert (found.text_encoder_lr, found.adam_beta1, found.um_per_px) == (None, 0.9, None)
     told = "\n".join(found.origin.plan)
-    assert f"--text_encoder_lr 1e-5 ({first}) is none here, as --train_text_encoder false is asked for" in told
+    assert f"--text_encoder_lr 1e-5 ({first}) is none here, as --no-train_text_encoder is asked for" in told
     assert f"--adam_beta1 0.5 ({first}) is 0.9 here, as --optimizer adafactor is asked for" in told
     assert f"--um_per_px 40 ({first}) is none here, as --px_per_voxel 2 is asked for" in told
 
@@ -310,7 +310,6 @@ def test_a_rate_far_from_the_familys_is_a_warning(
     assert len(origin.warnings) == (said is not None), origin.warnings
     if said is not None:
         assert said in origin.warnings[0]
-        assert f"warning     {origin.warnings[0]}" in origin.plan
 
 
 def test_every_study_and_preset_is_of_usual_rates() -> None:
