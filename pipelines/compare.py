@@ -57,8 +57,8 @@ def _drawn(
     The images are kept in the folder by what they depend on, as those of an evaluation, and drawn once.
     """
     import numpy as np
-    from tqdm import tqdm
 
+    from data.progress import Progress
     from pipelines.devices import drawing_device
     from pipelines.evaluation.bases import load_bases
     from pipelines.evaluation.drawing import batches
@@ -81,7 +81,7 @@ def _drawn(
     plan = make_plan(asked, axes, bases, [(run, base_of[run.label], [run.result])])
     store = ImageStore(folder)
     missing = [(key, cell) for key, cell in plan.keyed().items() if not store.has(key)]
-    with tqdm(total=len(missing), unit="image", desc="draw") as bar:
+    with Progress(total=len(missing), unit="image", desc="draw") as bar:
         draw_batches(batches(missing, BATCH_SIZE), plan, store, device, num_processes=None, progress=bar.update)
     keys: dict[str, dict[str, list[str]]] = {"base": {}, "tuned": {}}
     for cell in plan.cells:

@@ -17,8 +17,7 @@ from data.exits import Parser, exit_code
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.components import load_components
     from pipelines.devices import drawing_device, move
     from pipelines.identifiers import examine_all, num_predictions, rare, told
@@ -32,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
             "such as w17h3r.",
         )
     move(components, drawing_device())
-    with tqdm(total=num_predictions(len(chosen), arguments.num_noises), unit="prediction", desc="examine") as bar:
+    with Progress(total=num_predictions(len(chosen), arguments.num_noises), unit="prediction", desc="examine") as bar:
         reports = examine_all(
             components,
             chosen,
