@@ -47,7 +47,10 @@ def pixel_model(
         _check_reload(folder, model, expected)
         drawn = {"seed": 0, "num_inference_steps": min(FINAL_STEPS, model.num_train_timesteps)}
         label = 0 if model.class_labels else None
-        save_png(to_picture(draw_plainly(folder, label, **drawn)), folder / "final.png")
+        save_png(
+            to_picture(draw_plainly(folder, label, device=next(model.unet.parameters()).device, **drawn)),
+            folder / "final.png",
+        )
         files.write_json_atomic(folder / "final.json", {**drawn, "label": label})
         lines = how_to_use(model, folder)
         write_pixel_card(folder, settings, dataset, _described(model, dataset), lines, _notes(model))
@@ -62,15 +65,17 @@ def pixel_model(
     return export
 
 
-def draw_plainly(folder: Path, label: int | None, *, seed: int, num_inference_steps: int) -> np.ndarray:
+def draw_plainly(
+    folder: Path, label: int | None, *, seed: int, num_inference_steps: int, device: torch.device | str = "cpu"
+) -> np.ndarray:
     """Return what diffusers' own pipeline draws from a folder, (H, W, C) float32 in [0, 1].
 
     label: index of a class; None for a model without, as the pipeline knows none.
     """
-    pipe = DDPMPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     if label is not None:
-        pipe.unet.forward = partial(pipe.unet.forward, class_labels=torch.tensor([label]))
+        pipe.unet.forward = partial(pipe.unet.forward, class_labels=torch.tensor([label], device=device))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         images = pipe(generator=generator, num_inference_steps=num_inference_steps, output_type="np").images
