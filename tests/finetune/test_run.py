@@ -200,9 +200,8 @@ def test_the_plan_of_a_run_tells_recipe_rate_and_what_gave_way_and_a_warning_sta
     way = f"--lr_warmup_steps 500 is {steps // 10} here: --num_train_epochs 2 makes {steps} steps"
     assert f"gives way   {way}\n" in printed.out
     assert "filrouge: warning: --learning_rate: 0.5 is 500 times the 0.001.\n" in printed.err
-    assert printed.out.index("gives way") < printed.out.index(
-        "warning     --learning_rate: 0.5 is 500 times the 0.001.\n"
-    )
+    warning = printed.out.index("warning     --learning_rate: 0.5 is 500 times the 0.001.\n")
+    assert printed.out.index("gives way") < warning
     assert f"lr_warmup_steps: {steps // 10}\n" in (tmp_path / "run" / "settings.yaml").read_text()
     with pytest.raises(SettingsError, match="--lr_warmup_steps: found 500, expected fewer than the"):
         _run(tmp_path / "other", **options)
