@@ -39,6 +39,7 @@ class Progress(tqdm):
         """
         file = sys.stderr if file is None else file
         self._in_lines, self._untold_s = not file.isatty(), delay
+        self._told: float | None = None  # how far the work was when its last line was written
         how: dict[str, Any] = {"dynamic_ncols": True, "delay": delay}
         if self._in_lines:  # miniters 1: every update looks at the clock
             how = {"mininterval": interval_s, "delay": interval_s, "miniters": 1, "leave": False}
@@ -59,11 +60,24 @@ class Progress(tqdm):
         due = self._time() - max(self.last_print_t, self.start_t) >= self.mininterval if self._in_lines else True
         return super().refresh(*args, **kwargs) if due else False
 
+    def update(self, n: float | None = 1) -> bool | None:
+        """Go on by n. The last line is written as soon as all is done: what follows may take long."""
+        if self.disable or not self._in_lines or self.total is None or self.n + (n or 0) < self.total:
+            return super().update(n)
+        self.n += n or 0
+        self._write_last_line()
+        return True
+
     def close(self) -> None:
         """End the bar, or write the last line."""
-        if self._in_lines and not self.disable and self._time() - self.start_t >= self._untold_s:
-            self._write(self._line(at_end=True))
+        if self._in_lines and not self.disable:
+            self._write_last_line()
         super().close()
+
+    def _write_last_line(self) -> None:
+        if self.n != self._told and self._time() - self.start_t >= self._untold_s:
+            self._write(self._line(at_end=True))
+            self._told = self.n
 
     def _write(self, line: str) -> None:
         self.fp.write(f"{line}\n")
