@@ -373,7 +373,7 @@ def test_the_flags_of_the_known_script_are_understood(pictures: Path, tmp_path: 
         (["--num_train_timesteps", "1"], 2, "--num_train_timesteps"),
         (["--channels", "2"], 2, "expected 1 (grey) or 3 (colours)"),
         (["--class_conditional", "--validation_prompt", "blu"], 2, "found 'blu'. Did you mean blue?"),
-        (["--learned_variance"], 2, "Write --loss hybrid"),
+        (["--learned_variance", "--loss", "simple"], 2, "Write --loss hybrid"),
         (["--pretrained_model_name_or_path", "swatch"], 2, "--pretrained_model_name_or_path: unknown option"),
         (["--data_format", "mnist", "--no-random_flip"], 3, "train-images-idx3-ubyte: the file is missing"),
         (["--data_format", "cifar10"], 3, "test_batch.bin: the file is missing"),
