@@ -15,7 +15,7 @@ class LatentSpace:
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        self._vae = vae
+        self.module = vae
         self._scale = float(vae.config.scaling_factor)
         self._shift = float(vae.config.get("shift_factor") or 0.0)
 
@@ -24,10 +24,10 @@ class LatentSpace:
 
         pixels: (B, 3, H, W) in [-1, 1].
         """
-        with _full_precision(self._vae.device):
+        with _full_precision(self.module.device):
             means, stds = [], []
-            for image in pixels.to(self._vae.device, torch.float32).split(1):
-                distribution = self._vae.encode(image).latent_dist
+            for image in pixels.to(self.module.device, torch.float32).split(1):
+                distribution = self.module.encode(image).latent_dist
                 means.append(distribution.mean)
                 stds.append(distribution.std)
             return torch.cat(means), torch.cat(stds)
@@ -38,9 +38,9 @@ class LatentSpace:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels (B, 3, H, W) of scaled latents (B, C, h, w), nominally in [-1, 1], float32."""
-        with _full_precision(self._vae.device):
-            unscaled = latents.to(self._vae.device, torch.float32) / self._scale + self._shift
-            return torch.cat([self._vae.decode(latent).sample for latent in unscaled.split(1)])
+        with _full_precision(self.module.device):
+            unscaled = latents.to(self.module.device, torch.float32) / self._scale + self._shift
+            return torch.cat([self.module.decode(latent).sample for latent in unscaled.split(1)])
 
 
 def _full_precision(device: torch.device) -> torch.autocast:

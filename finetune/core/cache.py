@@ -41,14 +41,14 @@ class CachedSpace:
     """A frozen space whose moments are computed once for each distinct image."""
 
     def __init__(self, space: Space, limit_bytes: int = 2 << 30) -> None:
-        self._space, self._store = space, _Store(limit_bytes)
+        self.uncached, self._store = space, _Store(limit_bytes)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         means, stds = zip(*(self._moments_of(image) for image in pixels), strict=True)
         return torch.cat(means), torch.cat(stds)
 
     def sample(self, mean: Tensor, std: Tensor, eps: Tensor) -> Tensor:
-        return self._space.sample(mean, std, eps)
+        return self.uncached.sample(mean, std, eps)
 
     def _moments_of(self, image: Tensor) -> tuple[Tensor, ...]:
         key = (tuple(image.shape), hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest())
@@ -56,18 +56,18 @@ class CachedSpace:
 
     @torch.no_grad()
     def _frozen_moments(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self._space.moments(image[None])
+        return self.uncached.moments(image[None])
 
 
 class CachedConditioner:
     """A frozen conditioner that reads each distinct caption once."""
 
     def __init__(self, conditioner: Conditioner, limit_bytes: int = 1 << 30) -> None:
-        self._conditioner, self._store = conditioner, _Store(limit_bytes)
+        self.uncached, self._store = conditioner, _Store(limit_bytes)
 
     def encode(self, captions: tuple[str, ...]) -> Tensor:
         return torch.cat([self._store.get(caption, partial(self._read, caption))[0] for caption in captions])
 
     @torch.no_grad()
     def _read(self, caption: str) -> tuple[Tensor, ...]:
-        return (self._conditioner.encode((caption,)),)
+        return (self.uncached.encode((caption,)),)

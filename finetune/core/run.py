@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from finetune.core.cost import Meter
 from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
 from finetune.core.loop import train
+from finetune.core.memory import forecast
 from finetune.core.method import Method
 from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
@@ -56,8 +57,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
     resume = settings.resume_from_checkpoint is not None
     if settings.dry_run:
-        method = build(settings, accelerator)
-        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        method, expected = forecast(build, settings, accelerator)
+        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
     if accelerator.is_main_process:
         prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
@@ -161,8 +162,10 @@ def _max_train_steps(method: Method, settings: LoopSettings, accelerator: Accele
     return steps
 
 
-def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_dir: Path) -> list[str]:
-    """Return the plan of a run in lines: images, steps, epochs, parameters, memory, disk."""
+def _plan(
+    method: Method, settings: LoopSettings, accelerator: Accelerator, run_dir: Path, memory: Sequence[str] = ()
+) -> list[str]:
+    """Return the plan of a run in lines: images, steps, epochs, parameters, memory where it was computed, disk."""
     batch = _global_batch(settings, accelerator)
     steps = _max_train_steps(method, settings, accelerator)
     parts = {part.name: sum(p.numel() for p in part.named_parameters().values()) for part in method.trainables}
@@ -179,7 +182,7 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
         f"steps       {steps} of {batch} images ({settings.train_batch_size} x {settings.gradient_accumulation_steps} "
         f"accumulated x {accelerator.num_processes} processes) = {steps * batch / len(method.dataset):.1f} epochs",
         f"trained     {trained:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
-        f"memory      {trained * 16 / 2**20:.1f} MiB for trained weights, gradients and optimizer, beside the model",
+        *memory,
         f"disk        {kept} checkpoints of {checkpoint_mib:.1f} MiB",
         f"device      {accelerator.device}, precision {accelerator.mixed_precision}, {torch.get_num_threads()} threads",
         *method.notes,
