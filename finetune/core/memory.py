@@ -1,7 +1,7 @@
 """The peak of a run's memory, by part, before anything is read: torch's fake tensors have shapes and no numbers.
 
 The method's own `build` is called on them, then a step is made: forward, backward, and the optimizer's. A dispatch mode
-counts the storages that are alive. What a library takes beside its results (a convolution's work space) is not seen.
+counts the storages that are alive.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def forecast(
     ledger = _Ledger()
     with _replaced_parameters(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
         method = build(settings, accelerator)
-        libraries = psutil.Process().memory_info().rss if accelerator.device.type == "cpu" else 0
         phase, parts = _highest(ledger, method, settings, accelerator)
+    libraries = _resident_bytes() if accelerator.device.type == "cpu" else 0
     if accelerator.device.type == "cuda":
         free = torch.cuda.mem_get_info(accelerator.device)[0]
     else:
@@ -94,6 +94,15 @@ def forecast(
     order = (FROZEN, TRAINED, AVERAGE, GRADIENTS, OPTIMIZER, WORKING)
     found = {part: parts[part] for part in order} | {LIBRARIES: libraries}
     return method, Forecast(found, phase, str(accelerator.device), free)
+
+
+def _resident_bytes() -> int:
+    """Return what this process holds once a first step has loaded the libraries that compute it."""
+    layer, table = nn.Conv2d(8, 8, 3), nn.Linear(64, 64)
+    loss = nn.functional.scaled_dot_product_attention(*[table(layer(torch.ones(1, 8, 66, 66)))] * 3).sum()
+    loss.backward()
+    torch.optim.AdamW([*layer.parameters(), *table.parameters()], fused=True).step()
+    return int(psutil.Process().memory_info().rss)
 
 
 def _highest(
@@ -107,24 +116,21 @@ def _highest(
     ledger.call(trained, TRAINED)
     batch = _batch(method, settings, accelerator)
     objective, encoders, encode = _encoded(method.objective, batch)
-    optimizer: torch.optim.Optimizer | None = None
-    if not ENCODERS_LEAVE:
-        optimizer = _with_state(ledger, method, settings, trained)
-    ledger.restart()
-    encode()
-    peaks = {"encoding": ledger.peak}
     if ENCODERS_LEAVE:
+        encoding = ledger.highest_of(encode)
         ledger.forget(encoders)
-        optimizer = _with_state(ledger, method, settings, trained)
-    ledger.restart()
+    optimizer = make_optimizer(method, settings, settings.train_batch_size, settings.max_train_steps + 10**6)
+    steps = [ledger.highest_of(lambda: _first_update(ledger, optimizer, trained))]
+    if not ENCODERS_LEAVE:
+        encoding = ledger.highest_of(encode)
+    on_known = replace(method, objective=objective)
     for share in sorted({start for start, _ in method.spans.values()} or {0.0}):
         hold_still(method, share)
-        _step(ledger, replace(method, objective=objective), settings, accelerator, batch)
+        steps.append(ledger.highest_of(lambda: _gradients(ledger, on_known, settings, accelerator, batch)))
         for parameter in trained:
             parameter.grad = None
-    peaks["step"] = ledger.peak
-    del optimizer
-    return max(peaks.items(), key=lambda peak: peak[1].total())
+    peaks = [("encoding", encoding), *(("step", peak) for peak in steps)]
+    return max(peaks, key=lambda peak: peak[1].total())
 
 
 def _batch(method: Method, settings: LoopSettings, accelerator: Accelerator) -> Batch:
@@ -185,30 +191,27 @@ def _encoded(objective: Any, batch: Batch) -> tuple[Any, list[nn.Module], Callab
     return replace(objective, **known), encoders, encode
 
 
-def _with_state(
-    ledger: _Ledger, method: Method, settings: LoopSettings, trained: Sequence[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Return the run's optimizer after its first step, its state in the ledger."""
-    optimizer = make_optimizer(method, settings, settings.train_batch_size, settings.max_train_steps + 10**6)
+def _first_update(ledger: _Ledger, optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) -> None:
+    """Let an optimizer make its first step, and keep its state."""
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     ledger.call([p.grad for p in trained if p.grad is not None], GRADIENTS)
-    if settings.optimizer == "adamw_8bit":  # its kernels take no fake tensors
+    if hasattr(optimizer, "init_state"):  # bitsandbytes, whose kernels take no fake tensors
         for number, group in enumerate(optimizer.param_groups):
             for index, parameter in enumerate(group["params"]):
-                optimizer.init_state(group, parameter, number, index)  # type: ignore[operator]
+                optimizer.init_state(group, parameter, number, index)
     else:
         optimizer.step()
     ledger.call(_tensors_in(list(optimizer.state.values())), OPTIMIZER)
     for parameter in trained:
         parameter.grad = None
-    return optimizer
 
 
-def _step(ledger: _Ledger, method: Method, settings: LoopSettings, accelerator: Accelerator, batch: Batch) -> None:
+def _gradients(
+    ledger: _Ledger, method: Method, settings: LoopSettings, accelerator: Accelerator, batch: Batch
+) -> None:
     """Make the gradients of one step of the run."""
-    parameters = [p for part in method.trainables for p in part.named_parameters().values()]
-    moved = [p for p in parameters if p.requires_grad]
+    moved = [p for part in method.trainables for p in part.named_parameters().values() if p.requires_grad]
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: ledger.call([p.grad] if p.grad is not None else [], GRADIENTS))
         for p in moved
@@ -219,7 +222,6 @@ def _step(ledger: _Ledger, method: Method, settings: LoopSettings, accelerator: 
         with accelerator.autocast():
             losses = method.objective.losses(batch)
         losses.sum().backward()
-        del losses
     if accelerator.num_processes > 1:  # they are summed in one piece
         torch.cat([p.grad.flatten() for p in moved if p.grad is not None]).clone()
     for hook in hooks:
@@ -237,6 +239,10 @@ def _tensors_in(value: object) -> Iterator[Tensor]:
                 yield from _tensors_in(item)
 
 
+# on a CPU oneDNN copies what goes in and what comes out into a layout of its own
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
 class _Ledger(TorchDispatchMode):
     """Counts the bytes of the storages that fake tensors hold, by part, and keeps the split of the highest moment."""
 
@@ -245,16 +251,18 @@ class _Ledger(TorchDispatchMode):
         self._live: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._held: Counter[str] = Counter()
         self._total = 0
-        self.peak: Counter[str] = Counter()
+        self._peak: Counter[str] = Counter()
         self._highest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1  # a number that a fake tensor does not have, and on which no memory depends
         made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, FakeTensor):
-                self._note(tensor)
+        results = [tensor for tensor in _tensors_in(made) if isinstance(tensor, FakeTensor)]
+        for tensor in results:
+            self._note(tensor)
+        if func in _CONVOLUTIONS and results and results[0].device.type == "cpu":
+            self._look(sum(tensor.nbytes for tensor in (*_tensors_in(args), *results)))
         return made
 
     def call(self, tensors: Iterable[Tensor], part: str) -> None:
@@ -278,9 +286,11 @@ class _Ledger(TorchDispatchMode):
             for tensor in (*module.parameters(), *module.buffers()):
                 self._drop(id(tensor.untyped_storage()))
 
-    def restart(self) -> None:
-        """Look for the highest moment from now on."""
-        self.peak, self._highest = Counter(self._held), self._total
+    def highest_of(self, phase: Callable[[], None]) -> Counter[str]:
+        """Return the split of the highest moment of a phase."""
+        self._peak, self._highest = Counter(self._held), self._total
+        phase()
+        return self._peak
 
     def _note(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -290,9 +300,14 @@ class _Ledger(TorchDispatchMode):
             self._live[key] = (weakref.ref(storage, lambda _: self._drop(key)), size, WORKING)
             self._held[WORKING] += size
             self._total += size
-            if self._total > self._highest:
-                self._highest, self.peak = self._total, Counter(self._held)
+            self._look()
         return key
+
+    def _look(self, passing: int = 0) -> None:
+        """Keep this moment where it is the highest. passing: bytes of work space beside what is held."""
+        if self._total + passing > self._highest:
+            self._highest, self._peak = self._total + passing, Counter(self._held)
+            self._peak[WORKING] += passing
 
     def _drop(self, key: int) -> None:
         if key in self._live:
