@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tqdm import tqdm
 
+from data.progress import Progress
 from finetune.core.trainables import ADAPTER, Lora, LoraShape, unet_layers
 from pipelines.adapters import export_lora
 from pipelines.components import build_pipeline, load_components
@@ -121,7 +121,7 @@ def _measure(
     one_by_one = _timed(lambda: _draw_single(singly, single, pipeline)) / len(singly)
 
     def draw_batched() -> None:
-        with tqdm(total=count, unit="image", desc=f"batched by {processes} processes") as bar:
+        with Progress(total=count, unit="image", desc=f"batched by {processes} processes") as bar:
             draw_in_processes(
                 together,
                 batched.folder,
@@ -138,7 +138,7 @@ def _measure(
 
 
 def _draw_single(keyed: Sequence[Keyed], store: ImageStore, pipeline: StableDiffusionPipeline) -> None:
-    for key, cell in tqdm(keyed, unit="image", desc="one by one"):
+    for key, cell in Progress(keyed, unit="image", desc="one by one"):
         image: Image.Image = pipeline(
             cell.text,
             generator=torch.Generator().manual_seed(cell.seed),

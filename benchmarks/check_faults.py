@@ -21,9 +21,9 @@ import zlib
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.dtd import CLASSES
+from data.progress import Progress
 from data.randomness import generator
 from data.synthetic.textures import SUBSTITUTES, texture
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _draw(folder: Path, num_images: int) -> None:
-    for number in tqdm(range(num_images), desc="drawing", unit="image"):
+    for number in Progress(range(num_images), desc="drawing", unit="image"):
         name = NAMES[number % len(NAMES)]
         path = folder / name / f"{number:05d}.{'png' if number % 5 == 0 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py [--methods lora dreambooth ...]
 
-Runs each script with its own settings (configs/methods/), judges the result with pipelines/compare.py, and prints one
-row of a table for each. Runs, logs and methods.json stay in --output_dir.
+Runs each script with the recipe of its base (configs/bases/), judges the result with pipelines/compare.py, and prints
+one row of a table for each. Runs, logs and methods.json stay in --output_dir.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import SettingsError
 from data.exits import Parser, at_least, exit_code, positive
+from data.progress import Progress
 from pipelines.diffusion.cells import Cell, Cells
 from pipelines.diffusion.drawing import Way
 from pipelines.diffusion.judgement import (
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = _real(trained[0].folder, arguments.num_images)
     floor = measured(real.training, real)  # first: it refuses too few pictures
     drawn: dict[tuple[str, int, int], Cell] = {}
-    for each in tqdm(trained, unit="model", desc="draw"):
+    for each in Progress(trained, unit="model", desc="draw"):
         for steps in arguments.steps:
             make = partial(_cell, each.folder, steps, real, arguments.num_images)
             key = each.run.method, each.run.seed, steps
@@ -216,7 +216,7 @@ def _interval(found: Mapping[str, Any] | None, digits: int) -> str:
 def _train(arms: Sequence[str], seeds: Sequence[int], folder: Path, num_jobs: int) -> list[TrainedRun]:
     runs = runs_of(arms, seeds)
     check_runs(runs, folder / "models", num_jobs=num_jobs)
-    with tqdm(total=len(runs), unit="model", desc="train") as bar:
+    with Progress(total=len(runs), unit="model", desc="train") as bar:
         return train_all(runs, folder / "models", num_jobs=num_jobs, on_done=lambda _: bar.update())
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import SettingsError
 from data.exits import Parser, at_least, exit_code, positive
+from data.progress import Progress
 from pipelines.diffusion.cells import Cell, Cells
 from pipelines.diffusion.drawing import Way
 from pipelines.diffusion.judgement import RealPictures, by_kind, draw_in_turn, judged_together
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     floor = written(judged_together(real.training, real).distance)  # first: it refuses too few pictures
     assert floor is not None, "a distance is a value"
     found: dict[str, Cell] = {}
-    for name, way in tqdm(ways.items(), unit="cell", desc="cells"):
+    for name, way in Progress(ways.items(), unit="cell", desc="cells"):
         found[name] = cells.cell(name, partial(_cell, model, way, real, arguments.num_images, arguments.batch_size))
     results = {name: cell.record for name, cell in found.items()}
     record = {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data.synthetic.pictures import WorldDataset
-from finetune.core.cache import CachedConditioner, CachedSpace
+from finetune.core.encodings import EncodedConditioner, EncodedSpace, EncodingStore
 from finetune.core.method import Batch
 from finetune.core.objective import NoiseObjective, unet_denoiser
 from finetune.core.trainables import ATTENTION, Lora, LoraShape
@@ -52,8 +52,8 @@ def main() -> None:
     for cached in (True, False):
         objective = NoiseObjective(
             denoise=unet_denoiser(components.unet),
-            space=CachedSpace(space) if cached else space,
-            conditioner=CachedConditioner(text) if cached else text,
+            space=EncodedSpace(space, EncodingStore(None, limit_bytes=0)) if cached else space,
+            conditioner=EncodedConditioner(text, EncodingStore(None, limit_bytes=0)) if cached else text,
             alphas_cumprod=components.scheduler.alphas_cumprod,
             prediction_type=components.prediction_type,
             seed=0,

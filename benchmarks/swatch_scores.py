@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from data.progress import Progress
 from data.randomness import generator
 from data.synthetic.world import Scene, all_scenes, draw
 from pipelines.components import build_pipeline, load_components
@@ -35,7 +35,7 @@ def main() -> None:
     scores |= {"guidance_scale": arguments.guidance_scale, "psnr_db": _psnr(components.vae)}
     print(f"autoencoder, 500 held-out drawings: PSNR {scores['psnr_db']}")
 
-    bar = tqdm(total=arguments.judge_steps, desc="judge")
+    bar = Progress(total=arguments.judge_steps, unit="step", desc="judge")
     judge = train_classifier(0, arguments.judge_steps, lambda *_: bar.update())
     bar.close()
     drawn, shown = drawn_pictures(1000, 1, "judge-test")
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"on 1000 drawn pictures: judge {scores['judge_accuracy']}, colour check {scores['colour_check_accuracy']}")
 
     scenes = held_out_prompts(arguments.num_prompts)
-    bar = tqdm(total=len(scenes), unit="image", desc="sample")
+    bar = Progress(total=len(scenes), unit="image", desc="sample")
     pictures = sample(
         build_pipeline(components),
         [scene.caption for scene in scenes],

@@ -65,6 +65,12 @@ class DiskError(FilrougeError):
     exit_code = 7
 
 
+class UploadError(FilrougeError):
+    """A result that is saved, and that the Hub did not take."""
+
+    exit_code = 8
+
+
 class Stopped(FilrougeError):
     """A run that was told to stop (130 after SIGINT, 143 after SIGTERM) and has saved what it had."""
 

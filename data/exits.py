@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -53,6 +54,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
     what to write for less memory, asked for when memory did not suffice.
     """
     keep_freed_memory()
+    _quiet_library_bars()
     try:
         main()
     except KeyboardInterrupt:
@@ -65,6 +67,16 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
         print(f"filrouge: {known}", file=sys.stderr)
         return known.exit_code
     return 0
+
+
+def _quiet_library_bars() -> None:
+    """Keep the bars of libraries out of a standard error that is no terminal: they are streams of carriage returns.
+
+    Each is read once, when its library is imported. What a user has set stays. Ours are lines (`data/progress.py`).
+    """
+    if not sys.stderr.isatty():
+        for variable in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(variable, "1")
 
 
 def _as_filrouge_error(error: Exception, name: str, memory_hints: Callable[[], list[str]]) -> FilrougeError | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.concepts import CONCEPTS, load_concept
 from data.dtd import CLASSES
 from data.environment import DATA_VARIABLE, cache_folder
+from data.progress import Progress
 from data.synthetic.textures import IMAGES_PER_CLASS, ensure_dtd
 from data.synthetic.weave import ensure_volumes
 
@@ -16,7 +15,7 @@ from data.synthetic.weave import ensure_volumes
 def generated_data(concept: str) -> tuple[Path, str]:
     """Return a data root with stand-ins for a concept's volumes or textures, and what a user must be told of it."""
     if load_concept(concept, CONCEPTS).textures:
-        with tqdm(total=len(CLASSES) * IMAGES_PER_CLASS, unit="image", desc="drawing textures", delay=1) as bar:
+        with Progress(total=len(CLASSES) * IMAGES_PER_CLASS, unit="image", desc="drawing textures", delay=1) as bar:
             root, warning = ensure_dtd(cache_folder(), bar.update), "They are drawn by code; they are not DTD."
     else:
         root, warning = ensure_volumes(cache_folder()), "They are not your material."

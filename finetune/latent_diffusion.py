@@ -54,7 +54,7 @@ def build(settings: LatentDiffusionSettings, accelerator: Accelerator) -> Method
         ),
         trainables=tuple(parts),
         export=exports.pipeline(components, tuple(parts)),
-        preview=assembly.preview(settings, components, dataset.captions, averaged=tuple(parts)),
+        preview=assembly.preview(settings, components, dataset.captions, components.resolution, averaged=tuple(parts)),
         learning_rate_scale={"text_encoder": settings.text_encoder_lr_scale},
         manifest={"vae": scratch.fingerprint(settings.vae)},
     )

@@ -20,11 +20,10 @@ def main(argv: Sequence[str]) -> None:
 
     asked: Path = arguments.output_dir or Path(f"runs/points-{arguments.law}")
     folder = free_folder(asked, asked.parent, asked.name)
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from finetune.core.points import train_points
 
-    with tqdm(total=arguments.max_train_steps, unit="step", desc="train") as bar:
+    with Progress(total=arguments.max_train_steps, unit="step", desc="train") as bar:
 
         def progress(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

@@ -27,7 +27,7 @@ def build(settings: TextTowerSettings, accelerator: Accelerator) -> Method:
     from data.synthetic.pictures import WorldDataset
     from data.synthetic.words import ALL
     from finetune.core import exports, scratch
-    from finetune.core.cache import CachedSpace
+    from finetune.core.encodings import EncodedSpace, EncodingStore
     from finetune.core.method import Method
     from finetune.core.objective import ContrastObjective
     from finetune.core.trainables import WholeModule
@@ -45,7 +45,9 @@ def build(settings: TextTowerSettings, accelerator: Accelerator) -> Method:
         name="text_encoder",
         dataset=WorldDataset(settings.seed, settings.num_images, complete_captions=True),
         objective=ContrastObjective(
-            tower, CachedSpace(scratch.latent_space(settings.vae, device)), TextConditioner(tokenizer, text)
+            tower,
+            EncodedSpace(scratch.latent_space(settings.vae, device), EncodingStore(None, limit_bytes=0)),
+            TextConditioner(tokenizer, text),
         ),
         trainables=(part, WholeModule("tower", tower)),
         export=exports.text_encoder(part, tokenizer),

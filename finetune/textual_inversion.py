@@ -41,10 +41,11 @@ def build(settings: TextualInversionSettings, accelerator: Accelerator) -> Metho
             settings,
             components,
             dataset,
-            [exports.embeddings(rows, placeholder.tokens[0])],
+            [exports.embeddings(rows, placeholder.tokens[0], components)],
             learnt=assembly.word_learnt(components, placeholder, rows),
         ),
-        preview=assembly.preview(settings, components, dataset.captions),
+        preview=assembly.preview(settings, components, dataset.captions, dataset.resolution),
+        prepare=assembly.encoded_ahead(objective, dataset, None, components),
         validate=assembly.watched(rows, assembly.validation(settings, objective, dataset, components)),
         manifest=assembly.origin(
             settings, components, images, assembly.without_placeholder(settings, images, dataset, placeholder)

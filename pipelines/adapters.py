@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
-
-# our own entry in a file's metadata: JSON
-FACTS_KEY = "filrouge"
+from pipelines.drawing_sizes import FACTS_KEY
 
 Part = Literal["unet", "text_encoder"]
 # the two factors of a layer's adapter and, for DoRA, the magnitudes of the rows of its weight, as peft names them
@@ -108,7 +106,14 @@ def export_lora(folder: Path, parts: Mapping[str, nn.Module], adapter_name: str,
     header holds what differs from peft's defaults. Equal adapters give equal bytes. Returns the file.
     parts: "unet" and, where it is adapted, "text_encoder". metadata: further entries for the header.
     """
-    tensors, configs = {}, {}
+    tensors = adapter_tensors(parts, adapter_name)
+    configs = {part: module.peft_config[adapter_name] for part, module in parts.items()}  # type: ignore[index]
+    return write_adapter(folder / LORA_WEIGHT_NAME_SAFE, tensors, configs, metadata)
+
+
+def adapter_tensors(parts: Mapping[str, nn.Module], adapter_name: str) -> dict[str, Tensor]:
+    """Return the tensors of an adapter under the names of the files written here, on the CPU."""
+    tensors = {}
     for part, module in parts.items():
         state = get_peft_model_state_dict(module, adapter_name=adapter_name, save_embedding_layers=False)
         assert state, f"no layer of the {part} carries the adapter {adapter_name}"
@@ -116,8 +121,7 @@ def export_lora(folder: Path, parts: Mapping[str, nn.Module], adapter_name: str,
             place = place_of(f"{part}.{name}")
             assert place is not None, f"{part}.{name} is no factor of a low-rank adapter"
             tensors[place.key] = tensor.detach().cpu().contiguous()
-        configs[part] = module.peft_config[adapter_name]  # type: ignore[index]
-    return write_adapter(folder / LORA_WEIGHT_NAME_SAFE, tensors, configs, metadata)
+    return tensors
 
 
 def write_adapter(
@@ -383,7 +387,8 @@ def _place_factors(pipeline: StableDiffusionPipeline, path: Path, adapter_name: 
                 misplaced.append(key)
                 continue
             precision = torch.promote_types(tensor.dtype, layer.get_base_layer().weight.dtype)  # type: ignore[operator]
-            parameter.data = tensor.to(parameter.device, precision)
+            # out of the file's memory, where it may lie unaligned and sums come out otherwise
+            parameter.data = tensor.to(parameter.device, precision, copy=True)
     return [f"{len(misplaced)} of its tensors found no place in the model: {some(misplaced)}."] if misplaced else []
 
 

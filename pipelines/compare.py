@@ -27,8 +27,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     manifest = _read_run(arguments.adapter)
     folder = refuse_unwritable(arguments.output_dir or arguments.adapter / "compare")
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from data.splits import manifest_hash
     from pipelines.components import build_pipeline, load_components
     from pipelines.devices import drawing_device, move
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     settings = manifest["settings"]
     base = load_components(manifest["base"], revision=settings["revision"], variant=settings["variant"])
     drawn: dict[str, dict[str, np.ndarray]] = {}
-    with tqdm(total=2 * count * len(captions), unit="image", desc="draw") as bar:
+    with Progress(total=2 * count * len(captions), unit="image", desc="draw") as bar:
         for name in ("base", "tuned"):
             components, pipeline = base, build_pipeline(base)
             prompts = list(captions)

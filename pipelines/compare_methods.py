@@ -15,12 +15,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from data.errors import SettingsError
 from data.exits import Parser, exit_code, positive
 from data.output_folders import refuse_unwritable
+from pipelines.base_folders import read_shape
+from pipelines.drawing_sizes import drawing_size
 from pipelines.evaluation.prompt_sets import PromptFile, read_prompt_file
-from pipelines.studies.study import Study, read_study
+from pipelines.studies.study import Options, Study, read_study
 
 if TYPE_CHECKING:
     from pipelines.studies.summary import Summary
@@ -30,11 +33,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     study = read_study(arguments.study)
+    _refuse_several_sizes(study)
     prompts = read_prompt_file(study.prompts)
     folder = refuse_unwritable(arguments.output_dir or Path("runs") / f"study-{study.path.stem}")
 
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.studies.report import html, markdown
     from pipelines.studies.summary import Summary, judged, summarise
     from pipelines.studies.training import check_runs, train_all
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     pages: dict[str, str] = {}
     for data in study.data:
         runs = [run for run in study.runs if run.data == data]
-        with tqdm(total=len(runs), unit="run", desc=f"train on {data}") as bar:
+        with Progress(total=len(runs), unit="run", desc=f"train on {data}") as bar:
             of_data = train_all(runs, folder / "runs", num_jobs=arguments.num_jobs, on_done=lambda _: bar.update())
         trained += of_data
         labels = [f"{each.run.method} · seed {each.run.seed}" for each in of_data]
@@ -72,6 +75,23 @@ def main(argv: Sequence[str]) -> None:
         write_text(folder / "index.html", html(study, whole, pages, provenance))
     print((folder / "table.md").read_text(encoding="utf-8"))
     print(f"{(time.monotonic() - started) / 60:.0f} min this time. Look at {(folder / 'index.html').resolve()}")
+
+
+def _refuse_several_sizes(study: Study) -> None:
+    """Raise SettingsError for data whose runs are of several sizes: they are drawn and compared at one."""
+    problems = []
+    for data in study.data:
+        sizes = {run.method: _size_px(run.options) for run in study.runs if run.data == data}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{method} {size}" for method, size in sizes.items())
+            problems.append(f"{data}: the methods have several sizes, {told}. Put one resolution into common or data.")
+    if problems:
+        raise SettingsError(str(study.path), *problems)
+
+
+def _size_px(options: Options) -> Any:
+    base = options.get("pretrained_model_name_or_path", "swatch")
+    return options.get("resolution") or read_shape(str(base), options.get("revision")).resolution
 
 
 def _evaluate(
@@ -102,7 +122,7 @@ def _evaluate(
             seeds=None if study.images_per_prompt is None else tuple(range(study.images_per_prompt)),
             batch_size=16,
             num_processes=None,
-            resolution=None,
+            resolution=drawing_size([each.folder for each in trained], None),
             tier=study.tier,
             extractor=TEXSTAT,
             forgetting_limit=None,

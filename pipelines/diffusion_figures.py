@@ -116,14 +116,13 @@ def _rate(picture: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _progressive(picture: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.diffusion.figures import progressive
     from pipelines.pixel_model import load_pixel_model
 
     model = load_pixel_model(arguments.model)
     label = _label(model, arguments.label)
-    with tqdm(total=arguments.rows, unit="row", desc="draw") as bar:
+    with Progress(total=arguments.rows, unit="row", desc="draw") as bar:
         return {"model": str(arguments.model), "fingerprint": model.fingerprint} | progressive.write(
             picture,
             model,
@@ -146,15 +145,14 @@ def _label(model: PixelModel, asked: str | None) -> str | None:
 
 
 def _bound(model: PixelModel, arguments: argparse.Namespace) -> Bound:
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.diffusion.figures import bits
     from pipelines.diffusion.pictures import open_pictures, pictures
 
     if arguments.variance == "learned" and not model.learned_variance:
         raise SettingsError("--variance", "this model was trained without a learned variance. Use small or large.")
     held_out = pictures(model, open_pictures(arguments.model), "held-out", arguments.num_images)
-    with tqdm(total=arguments.num_steps * len(held_out), unit="step", desc="bound") as bar:
+    with Progress(total=arguments.num_steps * len(held_out), unit="step", desc="bound") as bar:
         return bits.measure(
             model,
             held_out,

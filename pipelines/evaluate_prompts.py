@@ -21,6 +21,7 @@ from pathlib import Path
 from data.errors import OutputError, SettingsError
 from data.exits import Parser, exit_code, positive
 from data.output_folders import refuse_unwritable
+from pipelines.drawing_sizes import drawing_size
 from pipelines.evaluation.prompt_sets import read_prompt_file
 from pipelines.evaluation.states import name_runs, parse_selections
 from pipelines.prompts import parse_seeds
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     folder = _output_folder(arguments)
     command = f"python pipelines/evaluate_prompts.py {shlex.join(argv)}"
     wanted = parse_selections(arguments.checkpoints)
+    size_px = drawing_size(arguments.adapter, arguments.resolution, arguments.pretrained_model_name_or_path)
 
     from pipelines.evaluation.whole import Request, evaluate
 
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
             seeds=None if arguments.seeds is None else tuple(parse_seeds(arguments.seeds)),
             batch_size=arguments.batch_size,
             num_processes=arguments.num_processes,
-            resolution=arguments.resolution,
+            resolution=size_px,
             tier=arguments.tier,
             extractor=arguments.extractor,
             forgetting_limit=arguments.forgetting_limit,
@@ -115,7 +117,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         type=positive,
         help="that draw beside each other on the CPU (default: as many as cores and memory have room for)",
     )
-    parser.add_argument("--resolution", type=positive, help="side in pixels (default: the base's own)")
+    parser.add_argument("--resolution", type=positive, help="side in pixels (default: that of the runs' training)")
     parser.add_argument("--pretrained_model_name_or_path", help="base model (default: the one the runs name)")
     parser.add_argument("--output_dir", type=Path, help="folder, kept and added to (default: evaluation-… in the run)")
     parser.add_argument("--tier", choices=TIERS, default="standard", help="how many images (default: standard)")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import SettingsError
 from data.exits import Parser, exit_code, positive
 from data.output_folders import free_folder
+from pipelines.drawing_sizes import drawing_size
 from pipelines.evaluation.states import State, name_runs, parse_selections
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     prompts, seeds = read_prompts(arguments.prompts), parse_seeds(arguments.seeds)
     folder = _output_folder(arguments)
-    from tqdm import tqdm
-
+    size_px = drawing_size(arguments.adapter, arguments.resolution, arguments.pretrained_model_name_or_path)
+    from data.progress import Progress
     from pipelines.devices import drawing_device, move
     from pipelines.runs import open_tuned
     from pipelines.sampling import sample
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     move(model.components, drawing_device())
     for note in model.notes:
         print(note)
-    with tqdm(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
+    with Progress(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
             model.pipeline,
             [prompt for prompt in prompts for _ in seeds],
@@ -49,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
             num_inference_steps=arguments.num_inference_steps,
             guidance_scale=arguments.guidance_scale,
             batch_size=arguments.batch_size,
-            height=arguments.resolution,
-            width=arguments.resolution,
+            height=size_px,
+            width=size_px,
             progress=bar.update,
         )
     pictures = pictures.reshape(len(prompts), len(seeds), *pictures.shape[1:])
@@ -167,7 +168,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num_inference_steps", type=positive, default=30, help="denoising steps (default: 30)")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="1 is none (default: 3)")
     parser.add_argument("--batch_size", type=positive, default=16, help="images drawn together (default: 16)")
-    parser.add_argument("--resolution", type=positive, help="side in pixels (default: the base's own)")
+    parser.add_argument("--resolution", type=positive, help="side in pixels (default: that of the run's training)")
     parser.add_argument("--output_dir", type=Path, help="empty folder (default: the adapter's generated-N)")
     return parser.parse_args(argv)
 

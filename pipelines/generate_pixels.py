@@ -32,8 +32,7 @@ def main(argv: Sequence[str]) -> None:
     from data.output_folders import free_folder
 
     folder = free_folder(arguments.output_dir, arguments.model, "generated")
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.diffusion.drawing import draw
     from pipelines.diffusion.noisy_classifier import load_classifier
     from pipelines.diffusion.pictures import to_images
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     labels = chosen_labels(known, arguments.labels)
     way = chosen_way(arguments, classifier_scale=arguments.classifier_scale)
     numbers = [known.index(label) for label in labels for _ in seeds] if labels else None
-    with tqdm(total=len(seeds) * max(1, len(labels)), unit="image", desc="draw") as bar:
+    with Progress(total=len(seeds) * max(1, len(labels)), unit="image", desc="draw") as bar:
         pixels = draw(
             model,
             way,

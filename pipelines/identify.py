@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.components import load_components
     from pipelines.devices import drawing_device, move
     from pipelines.identifiers import examine_all
 
     components = load_components(arguments.pretrained_model_name_or_path)
     move(components, drawing_device())
-    with tqdm(unit="prediction", desc="examine") as bar:
+    with Progress(unit="prediction", desc="examine") as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> None:
     from pipelines.whole_files import write_json
 
     folder = free_folder(arguments.output_dir, arguments.model, "inpainted")
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.diffusion.pictures import open_pictures, pictures, to_images
     from pipelines.diffusion.repaint import walk
     from pipelines.diffusion.schedules import strided
@@ -49,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     by_caption = pictures(model, open_pictures(arguments.model), "held-out", arguments.num_images)
     results: dict[str, Any] = {}
     shown: dict[str, dict[str, np.ndarray]] = {}
-    with tqdm(total=len(masks) * len(by_caption) * num_denoised, unit="step", desc="inpaint") as bar:
+    with Progress(total=len(masks) * len(by_caption) * num_denoised, unit="step", desc="inpaint") as bar:
         for name, known in masks.items():
             drawn = inpaint(model, by_caption, known, arguments, bar.update)
             truth = {caption: to_images(model, pixels) for caption, pixels in by_caption.items()}

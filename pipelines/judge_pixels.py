@@ -120,8 +120,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
 
 def _drawn(model: PixelModel, way: Way, real: RealPictures, num_images: int) -> tuple[dict[str, np.ndarray], str]:
     """Return drawn pictures by kind, num_images of each on average, and how their kinds were found."""
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.diffusion.drawing import draw
     from pipelines.diffusion.judgement import FEWEST_OF_A_KIND, by_kind
     from pipelines.diffusion.pictures import to_images
@@ -129,7 +128,7 @@ def _drawn(model: PixelModel, way: Way, real: RealPictures, num_images: int) -> 
     told = [kind for kind in real.told(model) for _ in range(num_images)]
     labels = [model.class_labels.index(kind) for kind in told] if told else None
     seeds = [number % num_images for number in range(len(told))] or list(range(num_images * len(real.kinds)))
-    with tqdm(total=len(seeds), unit="image", desc="draw") as bar:
+    with Progress(total=len(seeds), unit="image", desc="draw") as bar:
         images = to_images(model, draw(model, way, seeds, labels=labels, progress=bar.update))
     drawn, naming = by_kind(images, real, told)
     if not drawn:

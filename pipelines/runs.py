@@ -14,10 +14,10 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from data.errors import SettingsError
 from pipelines.adapters import load_adapter, opened, read_adapter_facts
 from pipelines.components import Components, build_pipeline, load_components
+from pipelines.drawing_sizes import FACTS_NAME
 from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
 
 PIPELINE_INDEX = "model_index.json"
-FACTS_NAME = "filrouge.json"  # of a whole model; other results have their facts in the headers of their files
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def sample(
     assert len(negatives) == len(prompts), f"{len(negatives)} negative prompts for {len(prompts)} prompts"
     space = LatentSpace(pipeline.vae)
     pictures = np.empty((len(prompts), *size, 3), dtype=np.float32)
-    with torch.no_grad(), _evaluating(pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    with torch.no_grad(), evaluating(pipeline.unet, pipeline.vae, pipeline.text_encoder):
         states = {text: _states(pipeline, text) for text in dict.fromkeys([*negatives, *prompts])}
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
@@ -103,7 +103,7 @@ def _refuse_empty(pictures: np.ndarray, prompts: Sequence[str], seeds: Sequence[
 
 
 @contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Put modules into evaluation mode inside, and each of their parts back into its own mode afterwards."""
     modes = {part: part.training for module in modules for part in module.modules()}
     try:

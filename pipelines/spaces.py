@@ -11,7 +11,8 @@ class LatentSpace:
     """What an AutoencoderKL makes of images, in the scale on which the denoiser works.
 
     The autoencoder computes in float32, also where mixed precision is on: half precision overflows in it. Images are
-    encoded and decoded one at a time, so that none depends on the others in its batch.
+    decoded one at a time, so that none depends on the others in its batch, and encoded together: the last bits of an
+    image depend on the size of the batch.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -25,12 +26,8 @@ class LatentSpace:
         pixels: (B, 3, H, W) in [-1, 1].
         """
         with _full_precision(self.module.device):
-            means, stds = [], []
-            for image in pixels.to(self.module.device, torch.float32).split(1):
-                distribution = self.module.encode(image).latent_dist
-                means.append(distribution.mean)
-                stds.append(distribution.std)
-            return torch.cat(means), torch.cat(stds)
+            distribution = self.module.encode(pixels.to(self.module.device, torch.float32)).latent_dist
+            return distribution.mean, distribution.std
 
     def sample(self, mean: Tensor, std: Tensor, eps: Tensor) -> Tensor:
         """Return scaled latents (mean + std * eps - shift) * scale. eps: standard normal noise, shaped as mean."""

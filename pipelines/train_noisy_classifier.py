@@ -20,8 +20,7 @@ def main(argv: Sequence[str]) -> None:
     from data.output_folders import free_folder
 
     folder = free_folder(arguments.output_dir, arguments.model, "classifier")
-    from tqdm import tqdm
-
+    from data.progress import Progress
     from pipelines.diffusion.noisy_classifier import accuracies, train_classifier
     from pipelines.diffusion.pictures import open_pictures, pictures
     from pipelines.pixel_model import load_pixel_model
@@ -33,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     common = [caption for caption in training if caption in held_out]
     if model.class_labels:
         common = [caption for caption in model.class_labels if caption in common]
-    with tqdm(total=arguments.max_train_steps, unit="step", desc="train") as bar:
+    with Progress(total=arguments.max_train_steps, unit="step", desc="train") as bar:
 
         def progress(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

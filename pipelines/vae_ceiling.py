@@ -22,11 +22,12 @@ from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, SettingsError
 from data.exits import Parser, above_zero, exit_code, positive
 from data.output_folders import free_folder
+from pipelines.base_folders import read_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from tqdm import tqdm
 
+    from data.progress import Progress
     from data.sources import ImageSource
     from pipelines.metrics.ceiling import Scale, Space
 
@@ -39,6 +40,10 @@ def main(argv: Sequence[str]) -> None:
     from data.sources import check_concept
 
     check_concept(arguments.concept)
+    if arguments.resolution is not None:
+        problem = read_shape(arguments.pretrained_model_name_or_path).size_problem(arguments.resolution)
+        if problem is not None:
+            raise SettingsError("--resolution", problem)
     from pipelines.components import load_components
     from pipelines.devices import drawing_device
     from pipelines.metrics.ceiling import advice, words
@@ -46,10 +51,6 @@ def main(argv: Sequence[str]) -> None:
 
     components = load_components(arguments.pretrained_model_name_or_path)
     resolution = arguments.resolution or components.resolution
-    if resolution % components.vae_scale_factor:
-        raise SettingsError(
-            "--resolution", f"found {resolution}, expected a multiple of {components.vae_scale_factor}, one latent."
-        )
     source = _source(arguments, resolution)
     components.vae.to(drawing_device())
     space = LatentSpace(components.vae)
@@ -76,12 +77,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _all_scales(space: Space, source: ImageSource, arguments: argparse.Namespace) -> tuple[list[Scale], list[str]]:
     """Return the scales in order of falling um per px, and what could not be cut of those that nobody asked for."""
-    from tqdm import tqdm
+    from data.progress import Progress
 
     given = sorted(arguments.um_per_px, reverse=True)
     scales: list[Scale] = []
     refused: list[str] = []
-    with tqdm(unit="image", desc="encode and decode") as bar:
+    with Progress(unit="image", desc="encode and decode") as bar:
         for um_per_px in given or [None]:
             scales.append(_one_scale(space, replace(source, um_per_px=um_per_px), arguments.num_images, bar))
         while len(given) < 2 and scales[0].um_per_px is not None and len(scales) + len(refused) < NUM_SCALES:
@@ -93,7 +94,7 @@ def _all_scales(space: Space, source: ImageSource, arguments: argparse.Namespace
     return scales, refused
 
 
-def _one_scale(space: Space, source: ImageSource, num_images: int, bar: tqdm) -> Scale:
+def _one_scale(space: Space, source: ImageSource, num_images: int, bar: Progress) -> Scale:
     from pipelines.metrics.ceiling import measure
 
     dataset = source.open()

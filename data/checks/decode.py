@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from data.checks.facts import ImageFacts, image_facts
 from data.checks.facts_cache import FactsCache, FileState
 from data.checks.processes import parallel_map, usable_processes
@@ -22,6 +20,7 @@ from data.environment import cache_folder
 from data.errors import DataError
 from data.image_files import ImageFile
 from data.images import decode_image, read_content
+from data.progress import Progress
 
 if TYPE_CHECKING:
     from data.image_dataset import EncodedImage
@@ -114,7 +113,7 @@ def _decoded_and_kept(
     # torch's launcher numbers the processes of a machine: one of them shows how far it is
     hidden = not places or os.environ.get("LOCAL_RANK", "0") != "0"
     try:
-        with tqdm(total=len(places), unit="image", desc="decoding", delay=0.5, disable=hidden) as bar:
+        with Progress(total=len(places), unit="image", desc="decoding", delay=0.5, disable=hidden) as bar:
             for place, outcome in _decoded(sources, places, num_processes):
                 outcomes[place] = outcome
                 if isinstance(outcome, ImageFacts):

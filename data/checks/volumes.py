@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.checks.gathering import faults_of
 from data.checks.pictures import picture
@@ -17,6 +16,7 @@ from data.checks.verdict import verdict
 from data.concepts import CONCEPTS, load_concept
 from data.dataset import CellImages, SliceDataset
 from data.errors import DataError
+from data.progress import Progress
 from data.sources import ImageSource
 from data.splits import BlockSplit, slice_correlation
 from data.volume_specs import read_volume_specs
@@ -44,7 +44,7 @@ def examine_volumes(source: ImageSource, subject: str) -> Report:
         volumes = _that_open(source)
     splits = {cell.cell.state: cell.split for cell in cells}
     findings = {}
-    for state, volume in tqdm(volumes.items(), desc="measuring", unit="volume", delay=0.5):
+    for state, volume in Progress(volumes.items(), desc="measuring", unit="volume", delay=0.5):
         findings[state] = _volume(
             state, volume, splits.get(state), [cell for cell in cells if cell.cell.state == state]
         )
@@ -118,7 +118,7 @@ def _warnings(volumes: dict[str, Volume], numbers: dict[str, Any]) -> list[str]:
 def _cells(cells: Sequence[CellImages]) -> Section:
     """Return the counts of every state and plane, and an even sample of each."""
     rows, galleries = [], []
-    for cell in tqdm(cells, desc="looking at slices", unit="cell", delay=0.5):
+    for cell in Progress(cells, desc="looking at slices", unit="cell", delay=0.5):
         sides = cell.training, cell.held_out
         rows.append(
             (

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.environment import cache_folder
+from data.progress import Progress
 from data.tif.layout import by
 from data.tif.stacks import Stack, memory_budget_bytes
 from data.volume_specs import VolumeError
@@ -143,7 +143,8 @@ def _remove_leftovers(folder: Path) -> None:
 def _slices(stack: Stack, before: list[tuple[int, int, int]]) -> Iterator[np.ndarray]:
     """Yield the slices of a stack, with progress, and refuse files that changed or held another number of slices."""
     native, count = stack.dtype.newbyteorder("="), 0
-    for plane in tqdm(stack.slices(), f"decoding {stack.path.name}", stack.shape[0], unit="slice", delay=1):
+    what = f"decoding {stack.path.name}"
+    for plane in Progress(stack.slices(), desc=what, total=stack.shape[0], unit="slice", delay=1):
         if plane.shape != stack.shape[1:] or plane.dtype.newbyteorder("=") != native:
             raise VolumeError(str(stack.path), f"slice {count} is {by(plane.shape)} {plane.dtype}; copy it again")
         count += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from data.dataset import ConceptDataset
+from data.dataset import ConceptDataset, Dataset
+from data.progress import Progress
 from data.wording import RewordedDataset, Wording
-from finetune.core.cache import CachedConditioner, CachedSpace
 from finetune.core.concept_images import ConceptImages, identifiers
-from finetune.core.objective import NoiseObjective, unet_denoiser
+from finetune.core.encodings import EncodedConditioner, EncodedSpace, identity, open_store
+from finetune.core.objective import Conditioner, NoiseObjective, unet_denoiser
 from finetune.core.option_groups import AdapterSettings, LossSettings, PlaceholderSettings
 from finetune.core.settings import (
     ConceptSettings,
@@ -31,7 +33,7 @@ from finetune.core.settings import (
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, averages, unet_layers
 from finetune.core.validation import ValidationLoss
-from pipelines.components import Components, FourBits, build_pipeline, load_components
+from pipelines.components import Components, FourBits, build_pipeline, load_components, present, release
 from pipelines.conditioning import TextConditioner
 from pipelines.embeddings import Placeholder, add_placeholder, nearest_words
 from pipelines.identifiers import examine_all
@@ -41,8 +43,8 @@ from pipelines.sheets import Row, save_png, sheet
 from pipelines.spaces import LatentSpace
 
 GUIDANCE_SCALE = 3.0  # of the pictures a run draws of itself
-SAMPLING_STEPS = 30
-PREVIEW_PROMPTS = 12  # of a run with more captions
+SAMPLING_STEPS = 20
+PREVIEW_PROMPTS = 4  # of a run with more captions
 VALIDATION_IMAGES = 16
 VALIDATION_BINS = 4
 NEAREST_WORDS = 5
@@ -170,11 +172,15 @@ def noise_objective(
 
     frozen_text: False where the text encoder is trained, which forbids keeping what it made of a caption.
     """
-    conditioner = TextConditioner(components.tokenizer, components.text_encoder)
+    store, vae, encoder = open_store(), components.vae, components.text_encoder
+    conditioner: Conditioner = TextConditioner(components.tokenizer, encoder)
+    if frozen_text:
+        awake = partial(present, components, ("text_encoder",))
+        conditioner = EncodedConditioner(conditioner, store, partial(identity, encoder), awake, encoder.device)
     return NoiseObjective(
         denoise=unet_denoiser(components.unet),
-        space=CachedSpace(LatentSpace(components.vae)),
-        conditioner=CachedConditioner(conditioner) if frozen_text else conditioner,
+        space=EncodedSpace(LatentSpace(vae), store, partial(identity, vae), partial(present, components, ("vae",))),
+        conditioner=conditioner,
         alphas_cumprod=components.scheduler.alphas_cumprod,
         prediction_type=components.prediction_type,
         seed=seed,
@@ -186,19 +192,62 @@ def noise_objective(
     )
 
 
+def encoded_ahead(
+    objective: NoiseObjective, dataset: Dataset, prior: Dataset | None, components: Components
+) -> Callable[[Sequence[int]], Mapping[str, int]]:
+    """Return what encodes the images at positions of the run, and all captions, before the steps that need them.
+
+    What is frozen then leaves the memory, and is read again for a while when it is needed. It returns how many
+    pictures and captions were encoded, and how many were there already.
+    """
+    space, conditioner = objective.space, objective.conditioner
+    assert isinstance(space, EncodedSpace)
+    sources = [dataset] if prior is None else [dataset, prior]
+
+    def encode(positions: Sequence[int]) -> Mapping[str, int]:
+        store = space.store
+        made, found = store.num_made, store.num_found
+        with Progress(total=len(positions) * len(sources), unit="image", desc="encode") as bar:
+
+            def images() -> Iterator[Tensor]:
+                for source in sources:
+                    for position in positions:
+                        yield torch.from_numpy(source.sample(position).pixels)
+                        bar.update(1)
+
+            space.ahead(images())
+        frozen = ["vae"]
+        if isinstance(conditioner, EncodedConditioner):
+            conditioner.ahead(("", *(caption for source in sources for caption in source.captions)))
+            frozen.append("text_encoder")
+        if components.folder is not None:
+            release(components, frozen)
+        store.prune()
+        return {"encoded": store.num_made - made, "found_encoded": store.num_found - found}
+
+    return encode
+
+
 def preview(
-    settings: LoopSettings, components: Components, captions: tuple[str, ...], averaged: tuple[WholeModule, ...] = ()
-) -> Callable[[Path], None]:
+    settings: LoopSettings,
+    components: Components,
+    captions: tuple[str, ...],
+    size_px: int,
+    averaged: tuple[WholeModule, ...] = (),
+) -> Callable[[Path], None] | None:
     """Return a function that draws a sample sheet of the captions from the live weights, the same seeds each time.
 
-    averaged: modules to be shown with the average of their weights instead.
+    None where the settings ask for no sheet. size_px: side of the images. averaged: modules to be shown with the
+    average of their weights instead.
     """
+    if not settings.draws_sheets:
+        return None
     prompts = tuple(settings.validation_prompt or captions[:PREVIEW_PROMPTS])
-    seeds = range(settings.num_validation_images)
+    seeds = range(settings.num_validation_images or 1)
     pipeline = build_pipeline(components)
 
     def draw(path: Path) -> None:
-        with averages(averaged):
+        with averages(averaged), present(components):
             pictures = sample(
                 pipeline,
                 [prompt for prompt in prompts for _ in seeds],
@@ -206,7 +255,9 @@ def preview(
                 num_inference_steps=SAMPLING_STEPS,
                 guidance_scale=GUIDANCE_SCALE,
                 batch_size=settings.train_batch_size,
-            ).reshape(len(prompts), len(seeds), *([components.resolution] * 2), 3)
+                height=size_px,
+                width=size_px,
+            ).reshape(len(prompts), len(seeds), size_px, size_px, 3)
         rows = [Row(prompt, list(row)) for prompt, row in zip(prompts, pictures, strict=True)]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet(rows, title=path.stem), path)
@@ -262,7 +313,7 @@ def identifier_report(
     """Return what the base already makes of the identifiers of a run's prompts, in lines; none where not asked for."""
     if not settings.identifier_report or not components.has_weights:
         return ()
-    words = identifiers(images, dataset)[:PREVIEW_PROMPTS]
+    words = identifiers(images, dataset)[:12]
     reports = examine_all(components, words, images.source.class_noun, seed=settings.seed)
     return ("identifiers", *(f"  {line}" for report in reports for line in report.lines()))
 

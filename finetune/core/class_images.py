@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.dataset import Sample
 from data.errors import DataError
 from data.output_folders import refuse_unwritable
+from data.progress import Progress
 from data.randomness import derive, permuted_index
 from finetune.core import files
 from pipelines.components import Components, build_pipeline
@@ -99,7 +99,7 @@ def _draw_missing(components: Components, recipe: ClassRecipe, home: Path, num_i
         return
     refuse_unwritable(home, "--class_data_dir").mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(components)
-    with tqdm(total=len(missing), unit="image", desc=f"class images: {recipe.prompt}") as bar:
+    with Progress(total=len(missing), unit="image", desc=f"class images: {recipe.prompt}") as bar:
         for start in range(0, len(missing), batch_size):
             numbers = missing[start : start + batch_size]
             pictures = sample(

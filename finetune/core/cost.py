@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,13 +17,14 @@ COST_NAME = "cost.jsonl"
 
 
 class Meter:
-    """Measures one session, from when it is made."""
+    """Measures one session, from when it is made. done: what it did beside its steps, in numbers by name."""
 
     def __init__(self, run_dir: Path, *, first_step: int, images_per_step: int, num_processes: int) -> None:
         self._path = run_dir / COST_NAME
         self._first_step, self._images_per_step = first_step, images_per_step
         self._num_processes = num_processes
         self._started = time.monotonic()
+        self.done: Counter[str] = Counter()
 
     def write(self, last_step: int) -> None:
         """Add the session, which ended with a step, to the run's record; one without a step is not worth a line."""
@@ -40,6 +42,7 @@ class Meter:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "processes": self._num_processes,
             "threads": torch.get_num_threads(),
+            **self.done,
         }
         files.append_line(self._path, json.dumps(entry))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import nn
 from transformers import CLIPTokenizer
@@ -20,20 +21,19 @@ from data.dataset import ConceptDataset, Dataset
 from data.errors import OutputError
 from finetune.core import files
 from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
-from finetune.core.setting_changes import to_yaml
+from finetune.core.card import write_fine_tuned_card
 from finetune.core.settings import ConceptSettings
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import ADAPTER, Lora, WholeModule, averages
-from pipelines.adapters import FACTS_KEY, export_lora
-from pipelines.components import Components, build_pipeline, load_components
+from finetune.core.verification import Artefact, tensor_problems, verify, with_adapters, with_embeddings, with_modules
+from pipelines.adapters import FACTS_KEY, adapter_tensors, export_lora
+from pipelines.components import Components, build_pipeline, load_components, present
 from pipelines.embeddings import EMBEDDINGS_NAME, export_embeddings
-from pipelines.runs import FACTS_NAME, is_whole, open_tuned
+from pipelines.precision import precision_notes
+from pipelines.runs import FACTS_NAME, is_whole
 from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
-Writer = Callable[[Path, Mapping[str, str]], None]  # writes into a folder, with entries for the headers of its files
-# 8-bit grey levels by which an image drawn after reloading may differ; on one machine it is 0
-LARGEST_DIFFERENCE = 2
 _NUM_SCALED = 500  # pictures on which the scale of latents is measured
 
 
@@ -41,14 +41,14 @@ def fine_tuned(
     settings: ConceptSettings,
     components: Components,
     dataset: ConceptDataset,
-    writers: Sequence[Writer],
+    artefacts: Sequence[Artefact],
     averaged: tuple[WholeModule, ...] = (),
     learnt: Callable[[], tuple[str, ...]] = tuple,
 ) -> Callable[[Path], list[str]]:
-    """Return the export of a fine-tuned Stable Diffusion: files, a picture, a check, and a card.
+    """Return the export of a fine-tuned Stable Diffusion: files, a check of them, a picture, and a card.
 
-    Every writer writes its part. `final.png` is drawn with the weights in memory, then again with what a fresh pipeline
-    reads back from the files; OutputError where the two differ.
+    Every artefact writes its files; OutputError where they do not hold what was trained. `final.png` is drawn at the
+    run's resolution with the weights in memory.
     averaged: modules that are exported with the average of their weights. learnt: tells what was learnt, in lines.
     """
 
@@ -66,25 +66,29 @@ def fine_tuned(
             "grey_values": dataset.grey_values,
         }
         header = {FACTS_KEY: json.dumps(facts, sort_keys=True)}
-        prompt = dataset.captions[0]
-        with averages(averaged):
-            for write in writers:
-                write(folder, header)
-            live = _final_picture(components, prompt)
-        save_png(to_picture(live), folder / "final.png")
+        prompt, size_px = dataset.captions[0], dataset.resolution
         drawn = {
             "prompt": prompt,
             "seed": 0,
             "num_inference_steps": SAMPLING_STEPS,
             "guidance_scale": GUIDANCE_SCALE,
+            "height": size_px,
+            "width": size_px,
         }
+        with averages(averaged), present(components):
+            for artefact in artefacts:
+                artefact.write(folder, header)
+            verify(artefacts, folder, components, prompt, size_px)
+            save_png(to_picture(_final_picture(components, prompt, size_px)), folder / "final.png")
+            notes = precision_notes(components, prompt, size_px)
         files.write_json_atomic(folder / "final.json", drawn)
-        _check_reload(components, folder, prompt, live)
         lines = _how_to_use(settings, components, folder, dataset.captions[-1])
-        files.write_bytes_atomic(folder / "README.md", _card(settings, dataset, lines).encode())
+        write_fine_tuned_card(folder, settings, components, dataset, lines)
         return [
             *learnt(),
-            "The result was reloaded from its files and draws the same image. To use it:",
+            "The result was read back from its files and predicts the same as what was trained.",
+            *notes,
+            "To use it:",
             "",
             *(f"    {line}" for line in lines),
             "",
@@ -93,33 +97,54 @@ def fine_tuned(
     return export
 
 
-def adapters(loras: Mapping[str, Lora]) -> Writer:
-    """Return the writer of `pytorch_lora_weights.safetensors`. loras: by part, "unet" and "text_encoder"."""
+def adapters(loras: Mapping[str, Lora]) -> Artefact:
+    """Return `pytorch_lora_weights.safetensors`. loras: by part, "unet" and "text_encoder"."""
+    parts = {part: lora.module for part, lora in loras.items()}
 
     def write(folder: Path, header: Mapping[str, str]) -> None:
-        export_lora(folder, {part: lora.module for part, lora in loras.items()}, ADAPTER, header)
+        export_lora(folder, parts, ADAPTER, header)
 
-    return write
+    return Artefact(
+        write,
+        read_back=lambda folder: tensor_problems(folder / LORA_WEIGHT_NAME_SAFE, adapter_tensors(parts, ADAPTER)),
+        reloaded=partial(with_adapters, trained=ADAPTER),
+    )
 
 
-def embeddings(rows: TokenRows, token: str) -> Writer:
-    """Return the writer of `learned_embeds.safetensors`."""
+def embeddings(rows: TokenRows, token: str, components: Components) -> Artefact:
+    """Return `learned_embeds.safetensors`."""
 
     def write(folder: Path, header: Mapping[str, str]) -> None:
         export_embeddings(folder, token, rows.rows, header)
 
-    return write
+    def reloaded(folder: Path, there: Components) -> AbstractContextManager[Components]:
+        assert components.folder is not None, "a new word is learnt on a base"
+        tokenizer = CLIPTokenizer.from_pretrained(components.folder / "tokenizer", local_files_only=True)
+        return with_embeddings(folder, there, rows, tokenizer)
+
+    return Artefact(
+        write,
+        read_back=lambda folder: tensor_problems(folder / EMBEDDINGS_NAME, {token: rows.rows}),
+        reloaded=reloaded,
+    )
 
 
-def whole(components: Components) -> Writer:
-    """Return the writer of a whole pipeline in diffusers' folder format, float32, its entries in a file beside it."""
+def whole(components: Components) -> Artefact:
+    """Return a whole pipeline in diffusers' folder format, float32, its entries in a file beside it."""
 
     def write(folder: Path, header: Mapping[str, str]) -> None:
         assert all(module.dtype == torch.float32 for module in _modules(components).values()), "nothing was rounded"
         build_pipeline(components).save_pretrained(folder)
         files.write_json_atomic(folder / FACTS_NAME, json.loads(header[FACTS_KEY]))
 
-    return write
+    def read_back(folder: Path) -> list[str]:
+        return [
+            f"{part}/{problem}"
+            for part, module in _modules(components).items()
+            for problem in tensor_problems(folder / part, module.state_dict())
+        ]
+
+    return Artefact(write, read_back, reloaded=partial(with_modules, parts=tuple(_modules(components))))
 
 
 def autoencoder(part: WholeModule, dataset: Dataset) -> Callable[[Path], list[str]]:
@@ -201,31 +226,17 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _final_picture(components: Components, prompt: str) -> np.ndarray:
-    return _drawn(build_pipeline(components), prompt)
-
-
-def _drawn(pipe: StableDiffusionPipeline, prompt: str) -> np.ndarray:
-    return sample(pipe, [prompt], [0], num_inference_steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE, batch_size=1)[
-        0
-    ]
-
-
-def _check_reload(components: Components, folder: Path, prompt: str, live: np.ndarray) -> None:
-    fresh = open_tuned([folder])
-    for part, reloaded in _modules(fresh.components).items():
-        trained = _modules(components)[part]
-        reloaded.to(trained.device)
-        if reloaded.dtype != trained.dtype:
-            reloaded.to(trained.dtype)
-    difference = float(np.abs(_drawn(fresh.pipeline, prompt) - live).max()) * 255
-    if not difference <= LARGEST_DIFFERENCE:
-        raise OutputError(
-            str(folder),
-            f"the result, reloaded from its files, draws an image that differs by {difference:.1f} grey levels of 255 "
-            f"from the one drawn with the trained weights; expected at most {LARGEST_DIFFERENCE}. The checkpoints hold "
-            "the trained weights; do not use the exported files.",
-        )
+def _final_picture(components: Components, prompt: str, size_px: int) -> np.ndarray:
+    return sample(
+        build_pipeline(components),
+        [prompt],
+        [0],
+        num_inference_steps=SAMPLING_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        batch_size=1,
+        height=size_px,
+        width=size_px,
+    )[0]
 
 
 def _modules(components: Components) -> dict[str, Any]:
@@ -256,29 +267,3 @@ def _how_to_use(settings: ConceptSettings, components: Components, folder: Path,
         if (folder / LORA_WEIGHT_NAME_SAFE).exists():
             lines.append(f'pipe.load_lora_weights("{folder}")')
     return [*imports, *lines, f'image = pipe("{prompt}").images[0]']
-
-
-def _card(settings: ConceptSettings, dataset: ConceptDataset, lines: list[str]) -> str:
-    captions = "\n".join(f"- `{caption}`" for caption in dataset.captions)
-    code = "\n".join(lines)
-    return f"""---
-library_name: diffusers
-tags: [stable-diffusion, filrouge]
----
-
-# {settings.subject}
-
-Trained on {len(dataset)} images with the prompts
-
-{captions}
-
-```python
-{code}
-```
-
-Data, split, base and versions: `manifest.json`. Course of the training: `metrics.jsonl`, `curves.png`. Settings:
-
-```yaml
-{to_yaml(settings).rstrip()}
-```
-"""

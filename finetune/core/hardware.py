@@ -7,9 +7,10 @@ from importlib.util import find_spec
 import torch
 
 from data.errors import SettingsError
-from finetune.core import boards, optimizers
+from finetune.core import optimizers
 from finetune.core.option_groups import AdapterSettings
 from finetune.core.settings import LoopSettings
+from finetune.core.tracking import require_trackers
 
 
 def require(settings: LoopSettings) -> None:
@@ -32,7 +33,7 @@ def require(settings: LoopSettings) -> None:
         problems.append("--allow_tf32: is for NVIDIA GPUs, and there is none. Leave it out.")
     if settings.mixed_precision == "fp16" and not has_cuda:
         problems.append("--mixed_precision fp16: needs a GPU, and there is none. Use bf16, or leave it out.")
-    for check in (lambda: optimizers.require(settings.optimizer), lambda: boards.require(settings.report_to)):
+    for check in (lambda: optimizers.require(settings.optimizer), lambda: require_trackers(settings.report_to)):
         try:
             check()
         except SettingsError as error:

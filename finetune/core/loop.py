@@ -28,6 +28,8 @@ from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
 from pipelines.evaluation.states import AVERAGED
 
+# positions that are prepared together, or an epoch where that is more: frozen parts are in memory meanwhile
+_PREPARED = 1024
 # fp16 alone: how many steps in a row the loss scaler may skip while it looks for a scale
 _LARGEST_SKIP = 20
 
@@ -67,11 +69,16 @@ def train(
     stepper = accelerator.prepare_optimizer(optimizer)
     parameters = list(named.values())  # a list: an iterator would be used up by the first of its two uses
     batches = _batches(method, settings, accelerator, range(first_step, max_train_steps))
-    skipped = 0
+    skipped, prepared = 0, first_step
     for part in method.trainables:
         part.module.train()
     with _Interrupts() as interrupts:
         for step in range(first_step, max_train_steps):
+            if step == prepared and method.prepare is not None:
+                ahead = math.ceil(max(_PREPARED, len(method.dataset)) / global_batch)
+                prepared = min(step + ahead, max_train_steps)
+                with accelerator.autocast():
+                    tracker.prepared(method.prepare(_own_positions(settings, accelerator, range(step, prepared))))
             hold_still(method, step / max_train_steps)
             loss_sum = torch.zeros((), dtype=torch.float64)
             seen: list[Batch] = []
@@ -169,18 +176,11 @@ class _Positions(Dataset[list[tuple[int, Sample]]]):
 
 
 def _batches(method: Method, settings: LoopSettings, accelerator: Accelerator, steps: range) -> Iterator[Batch]:
-    size, ranks = settings.train_batch_size, accelerator.num_processes
-    first_micro_step = steps.start * settings.gradient_accumulation_steps
-    last_micro_step = steps.stop * settings.gradient_accumulation_steps
-    shares = [
-        (micro_step * ranks + accelerator.process_index) * size
-        for micro_step in range(first_micro_step, last_micro_step)
-    ]
-    positions = [list(range(share, share + size)) for share in shares]
+    positions, size = _own_positions(settings, accelerator, steps), settings.train_batch_size
     return iter(
         DataLoader(
             _Positions(method),
-            batch_sampler=positions,
+            batch_sampler=[positions[start : start + size] for start in range(0, len(positions), size)],
             collate_fn=Batch.collate,
             num_workers=settings.dataloader_num_workers,
             worker_init_fn=_outlive_interrupt,
@@ -188,6 +188,16 @@ def _batches(method: Method, settings: LoopSettings, accelerator: Accelerator, s
             generator=torch.Generator().manual_seed(derive(settings.seed, "loader")),
         )
     )
+
+
+def _own_positions(settings: LoopSettings, accelerator: Accelerator, steps: range) -> list[int]:
+    """Return the positions of the run that this process takes in some steps, in their order."""
+    size, ranks = settings.train_batch_size, accelerator.num_processes
+    micro_steps = range(
+        steps.start * settings.gradient_accumulation_steps, steps.stop * settings.gradient_accumulation_steps
+    )
+    shares = [(micro_step * ranks + accelerator.process_index) * size for micro_step in micro_steps]
+    return [position for share in shares for position in range(share, share + size)]
 
 
 def _outlive_interrupt(_: int) -> None:

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune.core.cache import CachedConditioner, CachedSpace
+from finetune.core.encodings import EncodedConditioner, EncodedSpace, group_size
 from finetune.core.loop import hold_still, make_optimizer
 from finetune.core.method import Batch, Method
 from finetune.core.objective import NoiseObjective
 from finetune.core.settings import LoopSettings
+from pipelines.conditioning import TextConditioner
+from pipelines.spaces import LatentSpace
 
 Settings = TypeVar("Settings", bound=LoopSettings)
-
-# whether a frozen autoencoder and a frozen text encoder leave the memory before the first step
-ENCODERS_LEAVE = False
 
 FROZEN, TRAINED, AVERAGE, GRADIENTS, OPTIMIZER, WORKING, LIBRARIES = (
     "frozen weights",
@@ -116,13 +115,11 @@ def _highest(
     ledger.call(trained, TRAINED)
     batch = _batch(method, settings, accelerator)
     objective, encoders, encode = _encoded(method.objective, batch)
-    if ENCODERS_LEAVE:
-        encoding = ledger.highest_of(encode)
-        ledger.forget(encoders)
     optimizer = make_optimizer(method, settings, settings.train_batch_size, settings.max_train_steps + 10**6)
     steps = [ledger.highest_of(lambda: _first_update(ledger, optimizer, trained))]
-    if not ENCODERS_LEAVE:
-        encoding = ledger.highest_of(encode)
+    encoding = ledger.highest_of(encode)  # later images are encoded in between
+    if method.prepare is not None:
+        ledger.forget(encoders)
     on_known = replace(method, objective=objective)
     for share in sorted({start for start, _ in method.spans.values()} or {0.0}):
         hold_still(method, share)
@@ -174,13 +171,18 @@ def _encoded(objective: Any, batch: Batch) -> tuple[Any, list[nn.Module], Callab
     encoders: list[nn.Module] = []
     known: dict[str, Any] = {}
     with torch.no_grad():
-        if isinstance(space := objective.space, CachedSpace):
-            encoders.append(space.uncached.module)
-            calls.append(lambda: space.uncached.moments(batch.pixels[:1]))
+        if isinstance(objective.space, EncodedSpace):
+            space = objective.space.space
+            assert isinstance(space, LatentSpace)
+            group = torch.empty(group_size(batch.pixels.shape[1:]), *batch.pixels.shape[1:], device=batch.pixels.device)
+            encoders.append(space.module)
+            calls.append(lambda: space.moments(group))
             known["space"] = _Known(calls[-1]())
-        if isinstance(conditioner := objective.conditioner, CachedConditioner):
-            encoders.append(conditioner.uncached.module)
-            calls.append(lambda: [conditioner.uncached.encode(batch.captions[:1])])
+        if isinstance(objective.conditioner, EncodedConditioner):
+            conditioner = objective.conditioner.conditioner
+            assert isinstance(conditioner, TextConditioner)
+            encoders.append(conditioner.module)
+            calls.append(lambda: [conditioner.encode(batch.captions[:1])])
             known["conditioner"] = _Known(calls[-1]())
 
     def encode() -> None:

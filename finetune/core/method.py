@@ -83,11 +83,12 @@ class Method:
     """What one training run is made of.
 
     export: writes the artefact in diffusers' format into a folder, checks it, and returns the lines of text that say
-    how to use it. preview: draws the present state of the model for the file name it is given, without changing
-    anything. validate: measures the present state as numbers with names. prior: images of the class that is to be
-    preserved, one beside each image of the dataset. learning_rate_scale: factor on the run's learning rate for
-    a trainable's name, 1 where absent. spans: the share of the run, (from, to) in [0, 1], in which a trainable of this
-    name is trained; all of it where absent. notes: what is to be told before the training begins, in lines.
+    how to use it. prepare: makes ready what the samples at positions of the run need, before their steps, and returns
+    what it did in numbers, by name. preview: draws the present state of the model for the file name it is given,
+    without changing anything. validate: measures the present state as numbers with names. prior: images of the class
+    that is to be preserved, one beside each image of the dataset. learning_rate_scale: factor on the run's learning
+    rate for a trainable's name, 1 where absent. spans: the share of the run, (from, to) in [0, 1], in which a trainable
+    of this name is trained; all of it where absent. notes: what is to be told before the training begins, in lines.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Method:
     trainables: tuple[Trainable, ...]
     export: Callable[[Path], list[str]]
     manifest: Mapping[str, Any]
+    prepare: Callable[[Sequence[int]], Mapping[str, int]] | None = None
     preview: Callable[[Path], None] | None = None
     validate: Callable[[], dict[str, float]] | None = None
     prior: Dataset | None = None

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from data.dtd import NUM_SPLITS
 from data.environment import DATA_VARIABLE
 from data.image_splits import SplitBy
 from finetune.core import optimizer_options
+from finetune.core.contradictions import DEFAULT, TYPED, Contradiction, ContradictoryError, Origin
 from finetune.core.optimizer_options import OptimizerName
 
 # Spellings of other scripts' flags, and switches that stand for one value (DreamBooth's --offset_noise is 0.1 there).
@@ -30,8 +31,13 @@ ALIASES = {
     "ema_max_decay": "ema_decay",
 }
 SWITCHES = {"offset_noise": ("noise_offset", "0.1"), "use_8bit_adam": ("optimizer", "adamw_8bit")}
-TrackerName = Literal["none", "tensorboard", "wandb"]
 LENGTHS = ("max_train_steps", "num_train_epochs")  # one of the two says how long a run is
+PART_RATES = ("text_encoder_lr", "embedding_lr")  # of parts that may have a learning rate of their own
+
+
+def fitting_warmup(num_steps: int) -> int:
+    """Return the warm-up of a run that is too short for that of its recipe: a tenth of its steps."""
+    return num_steps // 10
 
 
 def _concept_name(name: str) -> str:
@@ -46,6 +52,10 @@ def _checkpoint_name(name: str) -> str:
     return name
 
 
+def _tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return () if names == ("none",) else names
+
+
 def _one_or_three(channels: int) -> int:
     if channels not in (1, 3):
         raise ValueError("expected 1 (grey) or 3 (colours)")
@@ -57,9 +67,38 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    def contradictions(self) -> list[str]:
-        """Return one sentence for each pair of options that cannot stand together, naming the flag to change."""
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @property
+    def origin(self) -> Origin:
+        """Where the values come from, and what is to be told of them."""
+        return self._origin
+
+    def coming_from(self, origin: Origin) -> Self:
+        """Return equal settings that know where their values come from."""
+        copied = self.model_copy()
+        copied._origin = origin
+        return copied
+
+    def strength(self, name: str) -> int:
+        """Return how strong a value is, as in `contradictions`; in settings made by hand all that is set is typed."""
+        if self._origin.ranks is not None:
+            return self._origin.ranks.get(name, DEFAULT)
+        return TYPED if name in self.model_fields_set else DEFAULT
+
+    def giving_way(self, name: str, value: Any, why: str) -> Self:
+        """Return the settings with another value of an option that the recipe has, and a line of the plan about it."""
+        found = dict(self)[name]
+        line = f"gives way   --{name} {found} is {'none' if value is None else value} here: {why}"
+        return self.model_copy(update={name: value}).coming_from(self._origin.telling(line))
+
+    def contradictions(self) -> list[Contradiction]:
+        """Return all options that cannot stand together."""
         return []
+
+    def idle(self, name: str, beside: str, text: str) -> Contradiction:
+        """Return that an option does nothing as another one stands; it gives way to it, and to nothing else."""
+        return Contradiction(text, (name, beside), {name: type(self).model_fields[name].default})
 
     def changed(self) -> set[str]:
         """Return the names of the options that are not at their defaults."""
@@ -67,8 +106,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> Settings:
-        if problems := self.contradictions():
-            raise ValueError("\n".join(problems))
+        if found := self.contradictions():
+            raise ContradictoryError(found)
         return self
 
 
@@ -139,24 +178,29 @@ class ImageSettings(Settings):
             return self.train_data_dir.resolve().name
         return str(self.dataset_name).rstrip("/").rpartition("/")[2]
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return what disagrees about where the images come from."""
         problems = super().contradictions()
-        given = [f"--{name}" for name in ("concept", "train_data_dir", "dataset_name") if name in self.changed()]
+        given = tuple(name for name in ("concept", "train_data_dir", "dataset_name") if name in self.changed())
         if not given:
-            problems.append(
-                "--concept: missing (which images, such as sf_dry). Or give --train_data_dir or --dataset_name."
-            )
+            text = "--concept: missing (which images, such as sf_dry). Or give --train_data_dir or --dataset_name."
+            problems.append(Contradiction(text, ("concept",)))
         elif len(given) > 1:
-            problems.append(f"{', '.join(given)}: expected only one of them.")
+            text = f"{', '.join(f'--{name}' for name in given)}: expected only one of them."
+            problems.append(Contradiction(text, given, dict.fromkeys(given)))
         if self.dataset_name is None:
             columns = {"dataset_config_name", "image_column", "caption_column", "group_column"}
             for name in sorted(self.changed() & columns):
-                problems.append(f"--{name}: belongs to --dataset_name, which is not given. Leave it out.")
+                text = f"--{name}: belongs to --dataset_name, which is not given. Leave it out."
+                problems.append(self.idle(name, "dataset_name", text))
         if self.um_per_px is not None and self.px_per_voxel is not None:
-            problems.append("--um_per_px, --px_per_voxel: expected only one of them.")
+            scales = ("um_per_px", "px_per_voxel")
+            text = "--um_per_px, --px_per_voxel: expected only one of them."
+            problems.append(Contradiction(text, scales, dict.fromkeys(scales)))
         if self.group_column is not None and self.split_by != "group":
-            problems.append(f"--group_column: --split_by {self.split_by} leaves it unused. Leave out one of them.")
+            text = f"--group_column: --split_by {self.split_by} leaves it unused. Leave out one of them."
+            ways = {"group_column": None, "split_by": "group"}
+            problems.append(Contradiction(text, ("group_column", "split_by"), ways))
         return problems
 
 
@@ -170,11 +214,12 @@ class DataSettings(ImageSettings):
         default=0.1, ge=0, le=1, description="share of captions replaced by the empty one"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return prompts that say nothing."""
         problems = super().contradictions()
         if any(not prompt.strip() for prompt in self.instance_prompt):
-            problems.append("--instance_prompt: found an empty prompt, expected words.")
+            text = "--instance_prompt: found an empty prompt, expected words."
+            problems.append(Contradiction(text, ("instance_prompt",)))
         return problems
 
 
@@ -219,43 +264,59 @@ class OptimiseSettings(Settings):
         default=None, ge=1, description="CPU threads of each process; none: its share of all cores"
     )
 
-    def contradictions(self) -> list[str]:
-        """Return what disagrees about the length of the run and the course of the learning rate."""
+    def contradictions(self) -> list[Contradiction]:
+        """Return what disagrees about the length of the run, the optimizer and the course of the learning rate."""
         problems = super().contradictions()
-        by_epochs = self.num_train_epochs is not None
-        if by_epochs and "max_train_steps" in self.model_fields_set:
-            problems.append(
-                f"--max_train_steps, --num_train_epochs: found {self.max_train_steps} and {self.num_train_epochs}, "
-                "expected only one of them."
-            )
+        problems += self._length_contradictions()
         problems += optimizer_options.contradictions(
             self.optimizer,
             learning_rate=self.learning_rate,
+            other_rates={name: value for name, value in self if name in PART_RATES and value is not None},
             scale_lr=self.scale_lr,
             lr_scheduler=self.lr_scheduler,
             adam_beta1=self.adam_beta1,
             changed=self.changed(),
         )
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps and self.optimizer != "schedule_free":
-            problems.append(
-                f"--lr_warmup_steps: found {self.lr_warmup_steps}, but --lr_scheduler constant has no warm-up. "
-                "Write --lr_scheduler constant_with_warmup, or --lr_warmup_steps 0."
-            )
-        elif not by_epochs and self.lr_warmup_steps >= self.max_train_steps:
-            problems.append(
-                f"--lr_warmup_steps: found {self.lr_warmup_steps}, expected fewer than --max_train_steps "
-                f"{self.max_train_steps}. Lower it, or train longer."
-            )
         if self.lr_scheduler != "cosine_with_restarts" and self.lr_num_cycles != 1:
-            problems.append(
+            text = (
                 f"--lr_num_cycles: found {self.lr_num_cycles}, but --lr_scheduler {self.lr_scheduler} has no restarts. "
                 "Write --lr_scheduler cosine_with_restarts, or --lr_num_cycles 1."
             )
+            ways = {"lr_num_cycles": 1, "lr_scheduler": "cosine_with_restarts"}
+            problems.append(Contradiction(text, ("lr_num_cycles", "lr_scheduler"), ways))
         if self.lr_scheduler != "polynomial" and self.lr_power != 1:
-            problems.append(
+            text = (
                 f"--lr_power: found {self.lr_power}, but --lr_scheduler {self.lr_scheduler} has no exponent. "
                 "Write --lr_scheduler polynomial, or --lr_power 1."
             )
+            ways = {"lr_power": 1.0, "lr_scheduler": "polynomial"}
+            problems.append(Contradiction(text, ("lr_power", "lr_scheduler"), ways))
+        return problems
+
+    def _length_contradictions(self) -> list[Contradiction]:
+        """Return what disagrees about the length of the run and of its warm-up."""
+        problems = []
+        by_epochs = self.num_train_epochs is not None
+        if by_epochs and "max_train_steps" in self.model_fields_set:
+            text = (
+                f"--max_train_steps, --num_train_epochs: found {self.max_train_steps} and {self.num_train_epochs}, "
+                "expected only one of them."
+            )
+            problems.append(Contradiction(text, LENGTHS))
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps and self.optimizer != "schedule_free":
+            text = (
+                f"--lr_warmup_steps: found {self.lr_warmup_steps}, but --lr_scheduler constant has no warm-up. "
+                "Write --lr_scheduler constant_with_warmup, or --lr_warmup_steps 0."
+            )
+            ways = {"lr_warmup_steps": 0, "lr_scheduler": "constant_with_warmup"}
+            problems.append(Contradiction(text, ("lr_warmup_steps", "lr_scheduler"), ways))
+        elif not by_epochs and self.lr_warmup_steps >= self.max_train_steps:
+            text = (
+                f"--lr_warmup_steps: found {self.lr_warmup_steps}, expected fewer than --max_train_steps "
+                f"{self.max_train_steps}. Lower it, or train longer."
+            )
+            ways = {"lr_warmup_steps": fitting_warmup(self.max_train_steps)}
+            problems.append(Contradiction(text, ("lr_warmup_steps", "max_train_steps"), ways))
         return problems
 
 
@@ -277,14 +338,16 @@ class LossSettings(Settings):
         default=None, description="what the denoiser predicts; none: as the base model does"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return a schedule that the prediction type makes no sense under."""
         problems = super().contradictions()
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            problems.append(
+            text = (
                 "--zero_terminal_snr: the noise of pure noise says nothing of the image. "
                 "Write --prediction_type v_prediction."
             )
+            ways = {"zero_terminal_snr": False, "prediction_type": "v_prediction"}
+            problems.append(Contradiction(text, ("zero_terminal_snr", "prediction_type"), ways))
         return problems
 
 
@@ -302,23 +365,63 @@ class OutputSettings(Settings):
     checkpoints_total_limit: int | None = Field(
         default=None, ge=2, description="checkpoints kept, the newest; none: all"
     )
-    report_to: TrackerName = Field(default="none", description="tracker beside metrics.jsonl; needs the extra trackers")
+    report_to: Annotated[tuple[str, ...], AfterValidator(_tracker_names)] = Field(
+        default=(),
+        description="trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow and "
+        "others; all: those that are installed",
+    )
+    tracker_project_name: Annotated[str, AfterValidator(_concept_name)] = Field(
+        default="filrouge", description="project that the trackers show the run in"
+    )
+    logging_dir: Path = Field(
+        default=Path("logs"), description="folder of the trackers' files, below that of the run unless it is absolute"
+    )
     logging_steps: int = Field(default=10, ge=1, description="optimiser steps between lines of metrics.jsonl")
-    validation_steps: int = Field(default=500, ge=1, description="optimiser steps between sample sheets")
-    num_validation_images: int = Field(default=4, ge=1, description="images per caption of a sample sheet")
+    validation_steps: int = Field(
+        default=500,
+        ge=1,
+        description="optimiser steps between measurements of held-out images, and between sample sheets",
+    )
+    num_validation_images: int = Field(
+        default=0, ge=0, description="images per prompt of a sample sheet; 0: no sheets, or 1 with --validation_prompt"
+    )
     validation_prompt: tuple[str, ...] = Field(
-        default=(), description="captions of the sample sheets; none: the first twelve of the images"
+        default=(), description="prompts of the sample sheets; none: the first captions of the images"
+    )
+    push_to_hub: bool = Field(default=False, description="upload the result to the Hugging Face Hub at the end")
+    hub_model_id: str | None = Field(
+        default=None, min_length=1, description="repository, name or owner/name; none: the name of the run's folder"
+    )
+    hub_private_repo: bool = Field(default=False, description="a repository that only its owner sees")
+    # excluded: it is written nowhere
+    hub_token: SecretStr | None = Field(
+        default=None, exclude=True, description="token that may write; none: that of `hf auth login` or HF_TOKEN"
     )
     dry_run: bool = Field(default=False, description="resolve everything, print the plan and stop")
 
-    def contradictions(self) -> list[str]:
-        """Return what disagrees about the folder of the run."""
+    @property
+    def draws_sheets(self) -> bool:
+        """Whether sample sheets are drawn."""
+        return bool(self.num_validation_images or self.validation_prompt)
+
+    def contradictions(self) -> list[Contradiction]:
+        """Return what disagrees about the folder of the run, and a token that others would see."""
         problems = super().contradictions()
         if self.overwrite_output_dir and self.resume_from_checkpoint is not None:
-            problems.append(
+            text = (
                 f"--overwrite_output_dir: it moves aside what --resume_from_checkpoint {self.resume_from_checkpoint} "
                 "goes on from. Leave out one of them."
             )
+            ways = {"overwrite_output_dir": False, "resume_from_checkpoint": None}
+            problems.append(Contradiction(text, ("overwrite_output_dir", "resume_from_checkpoint"), ways))
+        if not self.push_to_hub:
+            problems += [
+                self.idle(name, "push_to_hub", f"--{name}: nothing is uploaded. Write --push_to_hub too.")
+                for name in sorted(self.changed() & {"hub_model_id", "hub_private_repo", "hub_token"})
+            ]
+        if self.hub_token is not None and self.report_to:
+            text = "--hub_token: trackers keep the command line. Leave it out, and run `hf auth login` or set HF_TOKEN."
+            problems.append(Contradiction(text, ("hub_token", "report_to"), {"report_to": ()}))
         return problems
 
 
@@ -343,12 +446,17 @@ class AdapterSettings(Settings):
         default=False, description="keep the matrices of the frozen U-Net in 4 bits (nf4); needs the extra gpu"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return options of convolutions that no convolution is adapted by."""
         problems = super().contradictions()
         if self.target == "attention":
             problems += [
-                f"--{name}: found {value}, but --target attention adapts no convolution. Write --target attention+conv."
+                Contradiction(
+                    f"--{name}: found {value}, but --target attention adapts no convolution. "
+                    "Write --target attention+conv.",
+                    (name, "target"),
+                    {name: None, "target": "attention+conv"},
+                )
                 for name, value in (("conv_rank", self.conv_rank), ("conv_alpha", self.conv_alpha))
                 if value is not None
             ]
@@ -363,11 +471,12 @@ class TextEncoderSettings(Settings):
         default=None, gt=0, description="learning rate of the text encoder; none: --learning_rate"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return options of a text encoder that is not trained."""
         problems = super().contradictions()
         if not self.train_text_encoder and self.text_encoder_lr is not None:
-            problems.append("--text_encoder_lr: the text encoder is not trained. Write --train_text_encoder too.")
+            text = "--text_encoder_lr: the text encoder is not trained. Write --train_text_encoder too."
+            problems.append(self.idle("text_encoder_lr", "train_text_encoder", text))
         return problems
 
 
@@ -383,12 +492,16 @@ class TextAdapterSettings(TextEncoderSettings):
         description="alpha of the text encoder's updates; none: --text_encoder_rank, or without it --lora_alpha",
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return options of an adapter that is not there."""
         problems = super().contradictions()
         if not self.train_text_encoder:
             problems += [
-                f"--{name}: the text encoder is not trained. Write --train_text_encoder too."
+                self.idle(
+                    name,
+                    "train_text_encoder",
+                    f"--{name}: the text encoder is not trained. Write --train_text_encoder too.",
+                )
                 for name in sorted(self.changed() & {"text_encoder_rank", "text_encoder_alpha"})
             ]
         return problems
@@ -400,11 +513,11 @@ class AverageSettings(Settings):
     use_ema: bool = Field(default=False, description="keep a moving average of the weights, and export it")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="decay of that average")
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return a decay of no average."""
         problems = super().contradictions()
         if not self.use_ema and "ema_decay" in self.changed():
-            problems.append("--ema_decay: no average is kept. Write --use_ema too.")
+            problems.append(self.idle("ema_decay", "use_ema", "--ema_decay: no average is kept. Write --use_ema too."))
         return problems
 
 
@@ -424,20 +537,26 @@ class PriorSettings(Settings):
     )
     sample_batch_size: int = Field(default=16, ge=1, description="images of the class drawn together")
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return options of a prior that is not preserved."""
         problems = super().contradictions()
         options = {"class_prompt", "num_class_images", "prior_loss_weight", "class_data_dir", "sample_batch_size"}
         if not self.with_prior_preservation:
             problems += [
-                f"--{name}: no prior is preserved. Write --with_prior_preservation too."
+                self.idle(
+                    name,
+                    "with_prior_preservation",
+                    f"--{name}: no prior is preserved. Write --with_prior_preservation too.",
+                )
                 for name in sorted(self.changed() & options)
             ]
         elif "aspect_buckets" in self.changed():
-            problems.append(
+            text = (
                 "--aspect_buckets: the images of the class are squares, and stand in one batch with the others. Leave "
                 "it out, or leave out --with_prior_preservation."
             )
+            ways = {"aspect_buckets": False, "with_prior_preservation": False}
+            problems.append(Contradiction(text, ("aspect_buckets", "with_prior_preservation"), ways))
         return problems
 
 
@@ -478,16 +597,18 @@ class UNetSettings(Settings):
         default=0.1, ge=0, le=1, description="share of labels left out, which guidance needs"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return channels without a level to go down to, and labels that are not told."""
         problems = super().contradictions()
         if len(self.block_out_channels) == 1 or any(width < 1 for width in self.block_out_channels):
-            problems.append(
+            text = (
                 f"--block_out_channels: found {' '.join(map(str, self.block_out_channels))}, expected two or more "
                 "positive numbers."
             )
+            problems.append(Contradiction(text, ("block_out_channels",)))
         if not self.class_conditional and "proportion_empty_labels" in self.changed():
-            problems.append("--proportion_empty_labels: no label is told. Write --class_conditional too.")
+            text = "--proportion_empty_labels: no label is told. Write --class_conditional too."
+            problems.append(self.idle("proportion_empty_labels", "class_conditional", text))
         return problems
 
 
@@ -513,13 +634,17 @@ class NoiseSettings(Settings):
         default=None, gt=0, description="min-SNR weighting's gamma, 5 is usual; none: no weighting"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return a variance that nothing trains, and weights on a loss that has its own."""
         problems = super().contradictions()
+        names = ("learned_variance", "loss")
         if self.learned_variance and self.loss == "simple":
-            problems.append("--learned_variance: --loss simple does not train it. Write --loss hybrid.")
+            text = "--learned_variance: --loss simple does not train it. Write --loss hybrid."
+            problems.append(Contradiction(text, names, {"learned_variance": False, "loss": "hybrid"}))
         if self.loss == "hybrid" and not self.learned_variance:
-            problems.append("--loss: hybrid adds the bound to train the variance. Write --learned_variance too.")
+            text = "--loss: hybrid adds the bound to train the variance. Write --learned_variance too."
+            problems.append(Contradiction(text, names, {"learned_variance": True, "loss": "simple"}))
         if self.loss == "vlb" and self.snr_gamma is not None:
-            problems.append("--snr_gamma: the bound has weights of its own. Leave it out, or write --loss simple.")
+            text = "--snr_gamma: the bound has weights of its own. Leave it out, or write --loss simple."
+            problems.append(Contradiction(text, ("snr_gamma", "loss"), {"snr_gamma": None, "loss": "simple"}))
         return problems

@@ -134,16 +134,19 @@ def validation(
     return measure
 
 
-def preview(settings: DdpmSettings, pixel_model: PixelModel, part: WholeModule) -> Callable[[Path], None]:
-    """Return a function that draws a sheet of samples with the average, the same noise each time, a row for a label."""
+def preview(settings: DdpmSettings, pixel_model: PixelModel, part: WholeModule) -> Callable[[Path], None] | None:
+    """Return a function that draws a sheet of samples with the average, the same noise each time, a row for a label.
+
+    None where the settings ask for no sheet.
+    """
+    if not settings.draws_sheets:
+        return None
+    num_images = settings.num_validation_images or 1
     labels = settings.validation_prompt or pixel_model.class_labels[:PREVIEW_LABELS] or (settings.subject,)
 
     def draw(path: Path) -> None:
         with averages((part,)):
-            rows = [
-                Row(label, _samples(pixel_model, label, settings.num_validation_images, settings.train_batch_size))
-                for label in labels
-            ]
+            rows = [Row(label, _samples(pixel_model, label, num_images, settings.train_batch_size)) for label in labels]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet(rows, title=path.stem), path)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from data.dataset import ConceptDataset
 from data.errors import OutputError
 from finetune.core import draws, files
+from finetune.core.card import write_pixel_card
 from finetune.core.pixel_models import scheduler
-from finetune.core.setting_changes import to_yaml
 from finetune.core.settings import DdpmSettings
 from finetune.core.trainables import WholeModule, averages
 from pipelines.fingerprints import weights_fingerprint
@@ -50,7 +50,7 @@ def pixel_model(
         save_png(to_picture(draw_plainly(folder, label, **drawn)), folder / "final.png")
         files.write_json_atomic(folder / "final.json", {**drawn, "label": label})
         lines = how_to_use(model, folder)
-        files.write_bytes_atomic(folder / "README.md", _card(settings, model, dataset, lines).encode())
+        write_pixel_card(folder, settings, dataset, _described(model, dataset), lines, _notes(model))
         return [
             "The result was reloaded from its files, predicts the same to the last bit, and a DDPMPipeline draws it.",
             "To use it:",
@@ -120,34 +120,10 @@ def how_to_use(model: PixelModel, folder: Path) -> list[str]:
     return [*lines, "image = pipe().images[0]"]
 
 
-def _card(settings: DdpmSettings, model: PixelModel, dataset: ConceptDataset, lines: list[str]) -> str:
-    captions = "\n".join(f"- `{caption}`" for caption in dataset.captions)
-    code = "\n".join(lines)
-    notes = "\n".join(f"- {note}" for note in _notes(model))
-    return f"""---
-library_name: diffusers
-tags: [unconditional-image-generation, filrouge]
----
-
-# {settings.subject}
-
-A diffusion model of {model.size_px} px pictures in {model.channels} channel{"s" if model.channels > 1 else ""}, trained
-from nothing on {len(dataset)} images{" of the classes" if model.class_labels else ":"}
-
-{captions}
-
-```python
-{code}
-```
-
-{notes}
-
-Data, split and versions: `manifest.json`. Course of the training: `metrics.jsonl`, `curves.png`. Settings:
-
-```yaml
-{to_yaml(settings).rstrip()}
-```
-"""
+def _described(model: PixelModel, dataset: ConceptDataset) -> str:
+    kind = f"{model.size_px} px pictures in {model.channels} channel{'s' if model.channels > 1 else ''}"
+    labels = " The class of a picture can be told." if model.class_labels else ""
+    return f"A diffusion model of {kind}, trained from nothing on {len(dataset)} images.{labels}"
 
 
 def _notes(model: PixelModel) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.metadata import version
@@ -14,23 +15,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration
 
-from data.errors import FilrougeError, OutputError, SettingsError, Stopped
+from data.errors import FilrougeError, OutputError, SettingsError, Stopped, UploadError
 from data.splits import manifest_hash
-from finetune.core import files
-from finetune.core.boards import Board, open_board
+from finetune.core import files, hub
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
+from finetune.core.contradictions import TYPED
 from finetune.core.cost import Meter
 from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
 from finetune.core.loop import train
 from finetune.core.memory import forecast
 from finetune.core.method import Method
+from finetune.core.option_groups import PART_RATES, fitting_warmup
 from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
 from finetune.core.threads import use_threads
-from finetune.core.tracking import Tracker
+from finetune.core.tracking import Tracker, start_trackers
 
 Settings = TypeVar("Settings", bound=LoopSettings)
 _LIBRARIES = (
@@ -52,12 +55,24 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     default_dir: the run folder where --output_dir is not given, below `runs/`.
     """
     require(settings)
-    accelerator = Accelerator(mixed_precision=_mixed_precision(settings), gradient_accumulation_steps=1)
-    use_threads(settings.num_threads, accelerator.device)
+    settings = _on_this_machine(settings)
     run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(settings),
+        gradient_accumulation_steps=1,
+        log_with=list(settings.report_to) or None,
+        project_config=ProjectConfiguration(str(run_dir), logging_dir=str(run_dir / settings.logging_dir)),
+    )
+    if accelerator.is_main_process:
+        for warning in settings.origin.warnings:
+            print(f"filrouge: warning: {warning}", file=sys.stderr, flush=True)
+    use_threads(settings.num_threads, accelerator.device)
     resume = settings.resume_from_checkpoint is not None
+    if settings.push_to_hub and accelerator.is_main_process:
+        settings = hub.with_repository(settings, run_dir)
     if settings.dry_run:
         method, expected = forecast(build, settings, accelerator)
+        settings = _with_fitting_warmup(method, settings, accelerator)
         accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
     if accelerator.is_main_process:
@@ -65,6 +80,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     accelerator.wait_for_everyone()
     with RunLock(run_dir, enabled=accelerator.is_main_process):
         method = build(settings, accelerator)
+        settings = _with_fitting_warmup(method, settings, accelerator)
         max_train_steps = _max_train_steps(method, settings, accelerator)
         store = CheckpointStore(run_dir, _run_id(run_dir, resume=resume, accelerator=accelerator))
         resume_from = _resume_point(store, settings, method, accelerator)
@@ -73,6 +89,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
             files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
             accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        if settings.push_to_hub and accelerator.is_main_process:
+            hub.create_repository(settings)
         status = RunStatus(run_dir)
         first_step = resume_from.step if resume_from else 0
         _tell(status, accelerator, "running", first_step, "")
@@ -83,7 +101,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             num_processes=accelerator.num_processes,
         )
         try:
-            with closing(_tracker(settings, store, accelerator, first_step, max_train_steps)) as tracker:
+            with closing(_tracker(settings, store, accelerator, meter, first_step, max_train_steps)) as tracker:
                 how_to_use = train(
                     method,
                     settings,
@@ -95,6 +113,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
                 )
             if accelerator.is_main_process:
                 meter.write(max_train_steps)
+                if meter.done:
+                    print("prepared    " + ", ".join(f"{count:,} {name}" for name, count in meter.done.items()))
                 print("\n".join(how_to_use))
                 draw_curves(tracker.path, run_dir / "curves.png")
         except BaseException as error:
@@ -106,24 +126,33 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             _tell(status, accelerator, state, last.step if last else 0, reason)
             raise
         _tell(status, accelerator, "done", max_train_steps, "")
+        if settings.push_to_hub and accelerator.is_main_process:
+            try:
+                print(f"uploaded to {hub.upload(settings, run_dir)}")
+            except UploadError as error:
+                status.write("done", last_durable_step=max_train_steps, reason=str(error))
+                raise
 
 
 def _tracker(
-    settings: LoopSettings, store: CheckpointStore, accelerator: Accelerator, first_step: int, last_step: int
+    settings: LoopSettings,
+    store: CheckpointStore,
+    accelerator: Accelerator,
+    meter: Meter,
+    first_step: int,
+    last_step: int,
 ) -> Tracker:
+    trackers = []
+    if accelerator.is_main_process:
+        trackers = start_trackers(accelerator, settings, store.run_dir, run_id=store.run_id, first_step=first_step)
     return Tracker(
         store.run_dir,
         first_step=first_step,
         last_step=last_step,
         images_per_step=_global_batch(settings, accelerator),
-        board=_board(settings, store.run_dir, store.run_id, first_step) if accelerator.is_main_process else None,
+        done=meter.done,
+        shown_in=trackers,
         enabled=accelerator.is_main_process,
-    )
-
-
-def _board(settings: LoopSettings, run_dir: Path, run_id: str, first_step: int) -> Board | None:
-    return open_board(
-        settings.report_to, run_dir, run_id=run_id, first_step=first_step, settings=settings.model_dump(mode="json")
     )
 
 
@@ -132,11 +161,38 @@ def _tell(status: RunStatus, accelerator: Accelerator, state: RunState, step: in
         status.write(state, last_durable_step=step, reason=reason)
 
 
+def _on_this_machine(settings: Settings) -> Settings:
+    """Return the settings with a precision that this machine has; that of a recipe gives way, and the plan says so."""
+    wanted, launched = settings.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if wanted in (None, launched) or settings.strength("mixed_precision") >= TYPED:
+        return settings
+    if launched not in (None, "", "no"):
+        return settings.giving_way("mixed_precision", None, f"accelerate was launched with {launched}")
+    if not torch.cuda.is_available() or PartialState().device.type == "cpu":
+        return settings.giving_way("mixed_precision", None, "there is no GPU")
+    if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return settings.giving_way("mixed_precision", "fp16", "this GPU computes no bf16")
+    return settings
+
+
+def _with_fitting_warmup(method: Method, settings: Settings, accelerator: Accelerator) -> Settings:
+    """Return the settings with a warm-up that is over before the epochs asked for; that of a recipe gives way."""
+    if settings.num_train_epochs is None:
+        return settings
+    steps = _num_steps(settings.num_train_epochs, method, settings, accelerator)
+    weaker = settings.strength("lr_warmup_steps") < settings.strength("num_train_epochs")
+    if settings.lr_warmup_steps < steps or not weaker:
+        return settings
+    why = f"--num_train_epochs {settings.num_train_epochs} makes {steps} steps"
+    return settings.giving_way("lr_warmup_steps", fitting_warmup(steps), why)
+
+
 def _mixed_precision(settings: LoopSettings) -> str | None:
     """Return the run's precision; what the launcher was configured with must agree with what was asked for."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     asked = settings.mixed_precision
-    if asked is not None and launched not in (None, "", asked):
+    is_typed = settings.strength("mixed_precision") >= TYPED
+    if asked is not None and is_typed and launched not in (None, "", asked):
         raise SettingsError(
             "--mixed_precision",
             f"found {asked}, but accelerate was launched with {launched}. Leave the option out, or launch with "
@@ -152,7 +208,7 @@ def _global_batch(settings: LoopSettings, accelerator: Accelerator) -> int:
 def _max_train_steps(method: Method, settings: LoopSettings, accelerator: Accelerator) -> int:
     if settings.num_train_epochs is None:
         return settings.max_train_steps
-    steps = math.ceil(settings.num_train_epochs * len(method.dataset) / _global_batch(settings, accelerator))
+    steps = _num_steps(settings.num_train_epochs, method, settings, accelerator)
     if settings.lr_warmup_steps >= steps:
         raise SettingsError(
             "--lr_warmup_steps",
@@ -160,6 +216,10 @@ def _max_train_steps(method: Method, settings: LoopSettings, accelerator: Accele
             "epochs. Lower it.",
         )
     return steps
+
+
+def _num_steps(num_epochs: int, method: Method, settings: LoopSettings, accelerator: Accelerator) -> int:
+    return math.ceil(num_epochs * len(method.dataset) / _global_batch(settings, accelerator))
 
 
 def _plan(
@@ -184,9 +244,20 @@ def _plan(
         f"trained     {trained:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
         *memory,
         f"disk        {kept} checkpoints of {checkpoint_mib:.1f} MiB",
+        f"rate        {_rate(settings)}",
         f"device      {accelerator.device}, precision {accelerator.mixed_precision}, {torch.get_num_threads()} threads",
+        *settings.origin.plan,
         *method.notes,
     ]
+
+
+def _rate(settings: LoopSettings) -> str:
+    """Return the learning rates of a run and their course in words."""
+    rates = [(name.removesuffix("_lr"), rate) for name, rate in settings if name in PART_RATES and rate is not None]
+    own = [f", {part} {rate:g}" for part, rate in rates]
+    scaled = " times the images of a step" if settings.scale_lr else ""
+    warmup = f", {settings.lr_warmup_steps} steps of warm-up" if settings.lr_warmup_steps else ""
+    return f"{settings.learning_rate:g}{''.join(own)}{scaled}, {settings.lr_scheduler}{warmup}, {settings.optimizer}"
 
 
 def _manifest(method: Method, settings: LoopSettings, run_id: str, accelerator: Accelerator) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def diffusion_components(
     text encoder are taken.
     """
     if init_from is not None:
-        return replace(load_components(str(init_from)), vae=_read(AutoencoderKL, vae).requires_grad_(False).eval())
+        autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
+        return replace(load_components(str(init_from)), vae=autoencoder, folder=None)  # it holds another autoencoder
     autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
     text = _read(CLIPTextModel, text_folder / "text_encoder")
     scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.core.contradictions import Contradiction
 from finetune.core.option_groups import (
     AdapterSettings,
     AverageSettings,
@@ -53,11 +54,12 @@ class FullUnetSettings(AverageSettings, TextEncoderSettings, PromptedSettings):
 class TextualInversionSettings(PlaceholderSettings, ConceptSettings):
     """Learn a new word for a concept; the base model stays as it is."""
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return words that would be given twice."""
         problems = super().contradictions()
         if self.instance_prompt:
-            problems.append("--instance_prompt: the prompts are templates around --placeholder_token. Leave it out.")
+            text = "--instance_prompt: the prompts are templates around --placeholder_token. Leave it out."
+            problems.append(self.idle("instance_prompt", "placeholder_token", text))
         return problems
 
 
@@ -81,11 +83,12 @@ class PivotalTuningSettings(PriorSettings, PlaceholderSettings, AdapterSettings,
         default=None, gt=0, description="learning rate of the new word; none: --learning_rate"
     )
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return words that would be given twice."""
         problems = super().contradictions()
         if self.instance_prompt:
-            problems.append("--instance_prompt: the prompts are templates around --placeholder_token. Leave it out.")
+            text = "--instance_prompt: the prompts are templates around --placeholder_token. Leave it out."
+            problems.append(self.idle("instance_prompt", "placeholder_token", text))
         return problems
 
 
@@ -147,25 +150,43 @@ class DdpmSettings(AverageSettings, NoiseSettings, UNetSettings, LoopSettings, I
     )
     use_ema: bool = Field(default=True, description="keep a moving average of the weights, and export it")
 
-    def contradictions(self) -> list[str]:
+    def contradictions(self) -> list[Contradiction]:
         """Return options that a format or a model without labels has no use for."""
         problems = super().contradictions()
         if not self.class_conditional and self.validation_prompt:
-            problems.append("--validation_prompt: the model is told no label. Write --class_conditional too.")
+            text = "--validation_prompt: the model is told no label. Write --class_conditional too."
+            problems.append(self.idle("validation_prompt", "class_conditional", text))
         if self.aspect_buckets:
-            problems.append("--aspect_buckets: a model of pixels learns squares of one size. Leave it out.")
+            text = "--aspect_buckets: a model of pixels learns squares of one size. Leave it out."
+            problems.append(Contradiction(text, ("aspect_buckets",)))
         if self.data_format != "images":
             if self.train_data_dir is None:
-                problems.append(
-                    f"--data_format {self.data_format}: expected --train_data_dir, the folder of its files."
-                )
+                text = f"--data_format {self.data_format}: expected --train_data_dir, the folder of its files."
+                problems.append(Contradiction(text, ("data_format", "train_data_dir")))
             unused = {"um_per_px", "px_per_voxel", "center_crop"}
             unused |= {"held_out_fraction", "split_by", "dtd_split"}
             unused |= {"px_per_voxel", "aspect_buckets", "split_by", "dtd_split"}
             problems += [
-                f"--{name}: pictures of --data_format {self.data_format} are taken whole, as they are. Leave it out."
+                self.idle(
+                    name,
+                    "data_format",
+                    f"--{name}: pictures of --data_format {self.data_format} are taken whole, as they are. "
+                    "Leave it out.",
+                )
                 for name in sorted(self.changed() & unused)
             ]
         if self.data_format == "mnist" and self.random_flip:
-            problems.append("--random_flip: a mirrored digit is none. Write --no-random_flip.")
+            text = "--random_flip: a mirrored digit is none. Write --no-random_flip."
+            problems.append(self.idle("random_flip", "data_format", text))
+        # the presets of --model_size give up levels for a side that cannot be halved so often, down to two of them
+        levels = max(2, len(self.block_out_channels))
+        multiple = 2 ** (levels - 1)
+        if self.resolution is not None and self.resolution % multiple:
+            below = self.resolution - self.resolution % multiple
+            near = " or ".join(str(side) for side in (below, below + multiple) if side)
+            text = (
+                f"--resolution: found {self.resolution}, expected a multiple of {multiple}, as {levels} levels halve "
+                f"it {levels - 1} times: {near}."
+            )
+            problems.append(Contradiction(text, ("resolution", "block_out_channels")))
         return problems

@@ -27,6 +27,7 @@ class TokenRows:
         text_encoder.requires_grad_(False)
         self._embedding = text_encoder.get_input_embeddings()
         device = self._embedding.weight.device
+        self.ids = list(placeholder.ids)
         self._ids = torch.tensor(placeholder.ids, device=device)
         self._initial = placeholder.initial.to(device, torch.float32)
         self._rows = nn.Parameter(self._initial.clone())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ from data.errors import DataError
 from data.randomness import generator
 from finetune.core import draws
 from finetune.core.objective import NoiseObjective, noise_losses
+from pipelines.sampling import evaluating
 
 TOTAL = "validation_loss"  # the bins' names begin with it, too
 
@@ -83,7 +83,7 @@ class ValidationLoss:
         """
         parts = [self._samples[k : k + self._batch_size] for k in range(0, len(self._samples), self._batch_size)]
         # not inference_mode: what is cached in it could not enter a graph later
-        with _evaluating(self._modules), torch.no_grad():
+        with evaluating(*self._modules), torch.no_grad():
             losses = torch.cat([self._losses(part).double().cpu() for part in parts])
         of_bin = losses.view(-1, len(self._names)).mean(0)
         return {TOTAL: float(losses.mean()), **dict(zip(self._names, of_bin.tolist(), strict=True))}
@@ -120,15 +120,3 @@ def _selection(counts: Mapping[str, int], num_images: int) -> list[tuple[str, in
 def _evenly(length: int, count: int) -> list[int]:
     """Return `count` different indices below length, each in the middle of an equal part of it."""
     return [(2 * k + 1) * length // (2 * count) for k in range(count)]
-
-
-@contextmanager
-def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    before = [(inner, inner.training) for module in modules for inner in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for inner, training in before:  # each for itself: a frozen part may be in another mode than the whole
-            inner.training = training

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from tqdm import tqdm
 
 from data.errors import SettingsError, nearest
+from data.progress import Progress
 from pipelines.evaluation.bases import BaseModel, load_bases
 from pipelines.evaluation.claims import claimed, judge_claims
 from pipelines.evaluation.drawing import Drawing, batches, count_tokens_cut, described, parse_schedulers
@@ -124,7 +124,7 @@ def evaluate(request: Request) -> Path | None:
         for key, cell in keyed.items()
     )
     num_measured = len(axes.samplings) * sum(not arm.is_base for arm in plan.arms)
-    with tqdm(total=num_measured, unit="model", desc="measure") as bar:
+    with Progress(total=num_measured, unit="model", desc="measure") as bar:
         result = judge(
             plan,
             store,
@@ -162,7 +162,7 @@ def _draw(plan: Plan, store: ImageStore, request: Request, process: Accelerator)
     workers = min(request.num_processes or num_workers(plan.bases, len(missing)), len(share)) if is_alone else 1
     of = f" (share of process 1 of {process.num_processes})" if process.num_processes > 1 else ""
     count = sum(len(batch) for batch in share)
-    with tqdm(total=count, unit="image", desc=f"draw{of}", disable=not process.is_main_process) as bar:
+    with Progress(total=count, unit="image", desc=f"draw{of}", disable=not process.is_main_process) as bar:
         if workers > 1:
             draw_in_processes(
                 share,

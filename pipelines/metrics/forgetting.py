@@ -72,8 +72,9 @@ def drift_points(
     latents = []
     with torch.no_grad():
         for each in checked.values():
-            mean, std = space.moments(torch.from_numpy(each).permute(0, 3, 1, 2) * 2 - 1)
-            latents.append(space.sample(mean, std, torch.zeros_like(mean)).cpu())
+            for picture in torch.from_numpy(each).permute(0, 3, 1, 2).split(1):  # so that none depends on the others
+                mean, std = space.moments(picture * 2 - 1)
+                latents.append(space.sample(mean, std, torch.zeros_like(mean)).cpu())
     prompts = tuple(prompt for prompt, each in checked.items() for _ in each)
     alphas = base.scheduler.alphas_cumprod.cpu()
     edges = [len(alphas) * place // num_timesteps for place in range(num_timesteps + 1)]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.errors import FilrougeError, OutputError, SettingsError
+from data.progress import Progress
 from pipelines.studies.study import Run
 from pipelines.whole_files import write_json
 
@@ -125,7 +124,7 @@ def _refuse_wrong_options(runs: Sequence[Run], folder: Path, num_jobs: int) -> N
         return f"{run.data}, {run.method}: {found.stderr.strip()[-2000:]}" if found.returncode else None
 
     with ThreadPoolExecutor(num_jobs) as pool:
-        bars = tqdm(pool.map(problem, new), total=len(new), unit="run", desc="check options", disable=not new)
+        bars = Progress(pool.map(problem, new), total=len(new), unit="run", desc="check options", disable=not new)
         problems = [found for found in bars if found is not None]
     if problems:
         raise SettingsError("options of the study", *problems)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from finetune.core.cache import CachedSpace
 from PIL import Image
 
 from data.crops import Crops
 from data.image_dataset import ImageDataset, build_image_dataset
 from data.splits import manifest_hash
-from finetune.core.cache import CachedSpace
 from finetune.core.loop import _batches
 from finetune.core.method import Batch
 from finetune.core.run import run

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from data.errors import DataError, NonFiniteError, SettingsError, Stopped
 from finetune.core.cli import CONFIG_DIR, load_settings, run_script
-from finetune.core.option_groups import Settings
-from finetune.core.settings import DdpmSettings, LoraSettings
+from finetune.core.option_groups import AdapterSettings, Settings
+from finetune.core.settings import DdpmSettings, LoopSettings, LoraSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,15 @@ def _no_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config_dir(tmp_path: Path) -> Path:
     (tmp_path / "methods").mkdir()
+    (tmp_path / "bases").mkdir()
     return tmp_path
+
+
+def write_recipe(config_dir: Path, text: str, section: str = "lora", family: str = "swatch") -> Path:
+    """Write a recipe of a family with one section, a line below its name, and return its file."""
+    file = config_dir / "bases" / f"{family}.yaml"
+    file.write_text(f"{section}:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
+    return file
 
 
 def load(config_dir: Path, *argv: str) -> LoraSettings:
@@ -43,6 +51,10 @@ def problems(config_dir: Path, *argv: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
+class PlainSettings(AdapterSettings, LoopSettings):
+    """A method without a base: its recipe is a whole file."""
+
+
 class WidthSettings(Settings):
     """A model with a list of numbers."""
 
@@ -53,11 +65,14 @@ class WidthSettings(Settings):
 
 
 def test_later_sources_win(config_dir: Path) -> None:
-    (config_dir / "methods" / "lora.yaml").write_text("rank: 2\nseed: 2\ntrain_batch_size: 2\n")
-    mine = config_dir / "mine.yaml"
-    mine.write_text("concept: sf_dry\nrank: 3\nseed: 3\n")
-    found = load(config_dir, "--config", str(mine), "--rank", "4")
+    write_recipe(config_dir, "rank: 2\nseed: 2\ntrain_batch_size: 2")
+    first, second = config_dir / "first.yaml", config_dir / "second.yaml"
+    first.write_text("concept: sf_dry\nrank: 3\nseed: 3\nresolution: 96\n")
+    second.write_text("rank: 5\nresolution: 128\n")
+    found = load(config_dir, "--config", str(first), str(second), "--rank", "4")
     assert (found.rank, found.seed, found.train_batch_size, found.logging_steps) == (4, 3, 2, 10)
+    assert found.resolution == 128
+    assert load(config_dir, "--config", str(second), "--config", str(first)).resolution == 96
 
 
 def test_the_environment_stands_between_file_and_command_line(
@@ -83,7 +98,7 @@ def test_a_variable_that_always_stands_is_no_option_that_somebody_gave(monkeypat
 
 
 def test_a_length_replaces_an_earlier_one_of_the_other_kind(config_dir: Path) -> None:
-    (config_dir / "methods" / "lora.yaml").write_text("max_train_steps: 50\n")
+    write_recipe(config_dir, "max_train_steps: 50")
     mine = config_dir / "mine.yaml"
     mine.write_text("concept: sf_dry\nnum_train_epochs: 3\n")
     by_epochs = load(config_dir, "--config", str(mine))
@@ -105,7 +120,7 @@ def test_yaml_words_are_read_as_they_stand(config_dir: Path) -> None:
 
 
 def test_an_empty_file_sets_nothing(config_dir: Path) -> None:
-    (config_dir / "methods" / "lora.yaml").write_text("# nothing yet\n")
+    (config_dir / "bases" / "swatch.yaml").write_text("# nothing yet\n")
     assert load(config_dir, "--concept", "sf_dry") == LoraSettings(concept="sf_dry")
 
 
@@ -122,8 +137,8 @@ def test_an_empty_file_sets_nothing(config_dir: Path) -> None:
         (["--center_crop", "--no-center_crop"], "center_crop", False),
         (["--center_crop=false"], "center_crop", False),
         (["--lora_alpha", "2", "--lora_alpha", "none"], "lora_alpha", None),
-        (["--report_to", "none"], "report_to", "none"),
-        (["--logger", "tensorboard"], "report_to", "tensorboard"),
+        (["--report_to", "none"], "report_to", ()),
+        (["--logger", "tensorboard", "wandb"], "report_to", ("tensorboard", "wandb")),
         (["--offset_noise"], "noise_offset", 0.1),
         (["--num_epochs", "3"], "num_train_epochs", 3),
         (["--validation_prompt", "a b"], "validation_prompt", ("a b",)),
@@ -143,7 +158,7 @@ def test_flags(config_dir: Path, argv: list[str], name: str, value: object) -> N
 
 
 def test_none_empties_a_list_that_a_file_gave(config_dir: Path) -> None:
-    (config_dir / "methods" / "lora.yaml").write_text("concept: sf_dry\nvalidation_prompt: [a, b]\n")
+    write_recipe(config_dir, "concept: sf_dry\nvalidation_prompt: [a, b]")
     assert load(config_dir).validation_prompt == ("a", "b")
     assert load(config_dir, "--validation_prompt", "none").validation_prompt == ()
     assert load(config_dir, "--validation_prompt", "c").validation_prompt == ("c",)
@@ -183,7 +198,6 @@ def test_a_wrong_item_of_a_list_is_named(config_dir: Path) -> None:
         (["--learning_rate=-1e-4"], r"--learning_rate: found '-1e-4', expected greater than 0\."),
         (["--learning_rate", "nan"], r"--learning_rate: found 'nan', expected a finite number\."),
         (["--lr_scheduler", "step"], r"--lr_scheduler: found 'step', expected 'linear', 'cosine', .*"),
-        (["--logger", "aim"], r"--logger: found 'aim', expected 'none', 'tensorboard' or 'wandb'\."),
         (["--center_crop", "perhaps"], r"--center_crop: found 'perhaps', expected a valid boolean\."),
         (["--no-center_crop=true"], r"--no-center_crop: found 'true', expected no value\."),
         (["--offset_noise", "0.2"], r"--offset_noise: found '0\.2', expected no value\."),
@@ -197,7 +211,10 @@ def test_a_wrong_item_of_a_list_is_named(config_dir: Path) -> None:
         (["--config", "."], r"\.: Is a directory\..*"),
         (["--resume_from_checkpoint", "auto"], r"--resume_from_checkpoint: found 'auto', expected latest, or .*"),
         (["--concept", "../x"], r"--concept: found '\.\./x', expected up to 64 letters.*"),
-        (["--lr_power", "2"], r"--lr_power: found 2\.0, but --lr_scheduler constant has no exponent\..*"),
+        (
+            ["--lr_power", "2", "--lr_scheduler", "linear"],
+            r"--lr_power: found 2\.0, but --lr_scheduler linear has no exponent\..*",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_problem(config_dir: Path, argv: list[str], expected: str) -> None:
@@ -238,27 +255,29 @@ def test_a_word_without_an_option_is_told(config_dir: Path) -> None:
 )
 @pytest.mark.parametrize("place", ["method", "config"])
 def test_a_wrong_file_is_told_by_file_and_line(config_dir: Path, content: bytes, expected: str, place: str) -> None:
-    file = config_dir / "methods" / "lora.yaml" if place == "method" else config_dir / "mine.yaml"
+    file = config_dir / "methods" / "toy.yaml" if place == "method" else config_dir / "mine.yaml"
     file.write_bytes(content)
     config = [] if place == "method" else ["--config", str(file)]
-    (problem,) = problems(config_dir, "--concept", "sf_dry", *config)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(PlainSettings, "toy", ["--learning_rate", "1e-3", *config], config_dir)
+    (problem,) = caught.value.problems
     assert re.match(expected.replace("{file}", re.escape(str(file))), problem), problem
 
 
 def test_the_problems_of_all_sources_are_told_at_once(config_dir: Path) -> None:
-    method, mine = config_dir / "methods" / "lora.yaml", config_dir / "mine.yaml"
-    method.write_text("seed: -1\n")
+    mine = config_dir / "mine.yaml"
+    recipe = write_recipe(config_dir, "seed: -1")
     mine.write_text("sede: 1\nrank: 0\n")
     found = problems(config_dir, "--config", str(mine), "--rank", "8", "--lr_schedule", "cosine", "--logging_steps")
     assert sorted(problem.partition(":" if problem.startswith("--") else " ")[0] for problem in found) == sorted(
-        [f"{method}:1", f"{mine}:1", f"{mine}:2", "--lr_schedule", "--logging_steps", "--concept"]
+        [f"{recipe}:2", f"{mine}:1", f"{mine}:2", "--lr_schedule", "--logging_steps", "--concept"]
     )
 
 
 def test_a_wrong_value_is_told_even_where_a_later_source_replaces_it(config_dir: Path) -> None:
-    (config_dir / "methods" / "lora.yaml").write_text("rank: 0\n")
+    write_recipe(config_dir, "rank: 0")
     (problem,) = problems(config_dir, "--concept", "sf_dry", "--rank", "4")
-    assert "lora.yaml:1 rank: found '0'" in problem
+    assert "swatch.yaml:2 rank: found '0'" in problem
 
 
 WORDS = ["--concept", "sf_dry", "--rank", "--rank=3", "--no-center_crop=1", "--", "-", "--=", "-x", "-5", "-1e-4", ""]
@@ -285,7 +304,7 @@ def test_help_shows_every_option_with_its_default_in_groups(
     config_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    (config_dir / "methods" / "lora.yaml").write_text("rank: 32\n")
+    write_recipe(config_dir, "rank: 32")
     with pytest.raises(SystemExit) as caught:
         load(config_dir, "--rnak", "--help")
     assert caught.value.code == 0
@@ -300,7 +319,7 @@ def test_help_shows_every_option_with_its_default_in_groups(
     assert re.search(r"--concept TEXT .*\(default: none\)", text)
     assert re.search(r"--center_crop, --no-center_crop\s.*\(default: false\)", text)
     assert re.search(r"--validation_prompt TEXT \.\.\.\s.*\(default: none\)", text)
-    assert re.search(r"--report_to \{none,tensorboard,wandb\}", text)
+    assert re.search(r"--report_to TEXT \.\.\.\s", text)
 
 
 # running a script
@@ -418,4 +437,4 @@ def test_a_script_runs_without_loading_torch(tmp_path: Path) -> None:
     assert failed.stderr == "filrouge: settings of toy: --rank: found '0', expected greater than or equal to 1.\n"
     helped = script("--help")
     assert (helped.returncode, helped.stderr) == (0, "")
-    assert "usage: script.py [--config FILE]" in helped.stdout
+    assert "usage: script.py [--config FILE ...]" in helped.stdout

@@ -27,7 +27,7 @@ from finetune.core import settings as options
 from finetune.core.method import Batch, Method
 from finetune.core.run import run
 from finetune.core.trainables import WholeModule
-from pipelines.components import Components, load_components
+from pipelines.components import Components, load_components, present
 
 
 class Row(NamedTuple):
@@ -198,19 +198,20 @@ def test_only_what_is_declared_changes(name: str, arguments: dict[str, Any], tin
     method, components = _train(row, arguments)
     declared = {id(p) for part in method.trainables for p in part.named_parameters().values()}
     before = load_components(str(tiny_base_dir))
-    for part in ("unet", "vae", "text_encoder"):
-        changed = []
-        trained = dict(getattr(components, part).named_parameters())
-        original = dict(getattr(before, part).named_parameters())
-        for path, weight in original.items():
-            now = trained.get(path)
-            if now is None:  # an adapted layer keeps its own weights one level below
-                stem, _, kind = path.rpartition(".")
-                now = trained[f"{stem}.base_layer.{kind}"]
-            if not torch.equal(now[: len(weight)], weight):  # a new word adds rows to the table
-                changed.append(path)
-                assert id(now) in declared, path
-        assert bool(changed) == (part in row.trains), (part, changed[:3])
+    with present(components):
+        for part in ("unet", "vae", "text_encoder"):
+            changed = []
+            trained = dict(getattr(components, part).named_parameters())
+            original = dict(getattr(before, part).named_parameters())
+            for path, weight in original.items():
+                now = trained.get(path)
+                if now is None:  # an adapted layer keeps its own weights one level below
+                    stem, _, kind = path.rpartition(".")
+                    now = trained[f"{stem}.base_layer.{kind}"]
+                if not torch.equal(now[: len(weight)], weight):  # a new word adds rows to the table
+                    changed.append(path)
+                    assert id(now) in declared, path
+            assert bool(changed) == (part in row.trains), (part, changed[:3])
     for part in method.trainables:
         assert all(p.dtype == torch.float32 for p in part.named_parameters().values())
 
@@ -442,7 +443,7 @@ def test_the_rates_of_a_run_are_those_of_what_is_trained_at_each_step(
 
 
 def test_the_lines_that_a_run_ends_with_load_the_weights_that_it_loaded(
-    arguments: dict[str, Any], tiny_base_dir: Path, tmp_path: Path
+    arguments: dict[str, Any], tiny_base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a base that has fp16 weights alone: diffusers would look for others, and mix precisions."""
     base = tmp_path / "fp16"
@@ -452,7 +453,9 @@ def test_the_lines_that_a_run_ends_with_load_the_weights_that_it_loaded(
     _train(ROWS["lora"], arguments, **more)
     card = (arguments["output_dir"] / "README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
-    assert f'from_pretrained("{base}", revision="main", variant="fp16", dtype=torch.float32' in code
+    assert 'from_pretrained("fp16", revision="main", variant="fp16", dtype=torch.float32' in code
+    assert str(tmp_path) not in card
+    monkeypatch.chdir(tmp_path)  # where the base and the run lie side by side
     scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["image"].size == (32, 32)

@@ -8,20 +8,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from PIL import Image
 from torch import Tensor, nn
 
 from data.dataset import Sample
 from data.errors import NonFiniteError, Stopped
 from data.randomness import permuted_index
-from finetune.core import draws, files
-from finetune.core.boards import Board
+from finetune.core import draws
 from finetune.core.checkpoint import CheckpointStore, RunLock
 from finetune.core.loop import train
 from finetune.core.method import Batch, Method
@@ -77,7 +79,7 @@ def _run(
     poisoned: int | None = None,
     resume: bool = False,
     last_step: int | None = None,
-    board: Board | None = None,
+    shown_in: Sequence[Any] = (),
     **options: object,
 ) -> dict[str, Tensor]:
     """Train the toy and return its weights and their average."""
@@ -93,7 +95,7 @@ def _run(
         objective=Denoising(module, scale),
         trainables=(part,),
         export=lambda _: [],
-        preview=lambda path: files.write_bytes(path, b"a sheet"),
+        preview=lambda path: Image.new("RGB", (3, 2)).save(path),
         manifest={},
     )
     (folder / "samples").mkdir(exist_ok=True)
@@ -105,7 +107,7 @@ def _run(
             first_step=resume_from.step if resume_from else 0,
             last_step=7,
             images_per_step=2,
-            board=board,
+            shown_in=shown_in,
         )
         train(
             method,
@@ -302,30 +304,39 @@ def test_old_checkpoints_go_only_as_the_limit_says(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
 
 
-class Seen:
-    """A board that keeps what it is shown."""
+class Seen(GeneralTracker):
+    """A tracker that keeps what it is shown."""
+
+    name, requires_logging_directory = "seen", False
 
     def __init__(self) -> None:
         self.numbers: dict[int, dict[str, float]] = {}
-        self.pictures: dict[int, bytes] = {}
+        self.pictures: dict[int, tuple[int, int]] = {}
         self.is_closed = False
+        super().__init__()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    @property
+    def tracker(self) -> Seen:
+        return self
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        assert step is not None
         self.numbers[step] = dict(values)
 
-    def picture(self, step: int, path: Path) -> None:
-        self.pictures[step] = path.read_bytes()
+    def log_images(self, values: dict[str, list[Image.Image]], step: int) -> None:
+        (picture,) = values["samples"]
+        self.pictures[step] = picture.size
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self.is_closed = True
 
 
-def test_a_board_is_shown_what_metrics_hold_and_every_sheet(tmp_path: Path) -> None:
-    board = Seen()
-    _run(tmp_path / "a", board=board, validation_steps=3)
-    assert board.numbers == {line.pop("step"): line for line in _metrics(tmp_path / "a")}
-    assert board.pictures == dict.fromkeys((3, 6, 7), b"a sheet")
-    assert board.is_closed
+def test_a_tracker_is_shown_what_metrics_hold_and_every_sheet(tmp_path: Path) -> None:
+    seen = Seen()
+    _run(tmp_path / "a", shown_in=[seen], validation_steps=3)
+    assert seen.numbers == {line.pop("step"): line for line in _metrics(tmp_path / "a")}
+    assert seen.pictures == dict.fromkeys((3, 6, 7), (3, 2))
+    assert seen.is_closed
 
 
 def test_a_torn_last_line_of_metrics_is_dropped_on_resume(tmp_path: Path) -> None:

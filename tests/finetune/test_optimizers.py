@@ -347,7 +347,8 @@ def test_the_others_need_no_gpu(name: OptimizerName, monkeypatch: pytest.MonkeyP
 
 def _contradictions(name: OptimizerName, **given: Any) -> list[str]:
     values: dict[str, Any] = {"learning_rate": 1e-4, "scale_lr": False, "lr_scheduler": "constant", "adam_beta1": 0.9}
-    return contradictions(name, **{**values, "changed": frozenset(given), **given})
+    values |= {"changed": frozenset(given), "other_rates": {}}
+    return [each.text for each in contradictions(name, **{**values, **given})]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +356,7 @@ def _contradictions(name: OptimizerName, **given: Any) -> list[str]:
     [
         ("prodigy", {}, ["--learning_rate: found 0.0001", "Write --learning_rate 1."]),
         ("prodigy", {"learning_rate": 1.0, "scale_lr": True}, ["--scale_lr"]),
+        ("prodigy", {"learning_rate": 1.0, "other_rates": {"embedding_lr": 0.5}}, ["--embedding_lr: found 0.5"]),
         ("adafactor", {"changed": {"adam_beta1", "adam_epsilon", "seed"}}, ["--adam_beta1: does noth", "--adam_eps"]),
         ("schedule_free", {"lr_scheduler": "cosine"}, ["--lr_scheduler: found cosine", "--lr_scheduler constant"]),
         ("schedule_free", {"adam_beta1": 0.0}, ["--adam_beta1: found 0"]),
@@ -373,6 +375,7 @@ def test_options_that_an_optimizer_cannot_have_are_named(
         ("adamw", {"learning_rate": 1e-6, "scale_lr": True, "lr_scheduler": "cosine", "adam_beta1": 0.0}),
         ("adamw_8bit", {"scale_lr": True, "lr_scheduler": "cosine", "adam_beta1": 0.0}),
         ("prodigy", {"learning_rate": 0.1, "lr_scheduler": "cosine", "adam_beta1": 0.0}),
+        ("prodigy", {"learning_rate": 1.0, "other_rates": {"embedding_lr": 1.0}}),
         ("adafactor", {"lr_scheduler": "constant_with_warmup", "changed": {"learning_rate", "adam_weight_decay"}}),
         ("schedule_free", {"scale_lr": True, "changed": {"adam_beta2", "adam_epsilon"}}),
     ],

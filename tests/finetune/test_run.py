@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from data.errors import OutputError, SettingsError
+from finetune.core.contradictions import RECIPE, TYPED, Origin
 from finetune.core.files import load_tensors
 from finetune.core.method import Method
-from finetune.core.run import run
+from finetune.core.run import _on_this_machine, run
 from finetune.core.settings import LoopSettings
 from finetune.core.trainables import WholeModule
 from tests.finetune.test_loop import Denoising, Points
@@ -28,10 +30,19 @@ from tests.finetune.test_loop import Denoising, Points
 
 def _settings(folder: Path, **options: Any) -> LoopSettings:
     values = {"max_train_steps": 4, "train_batch_size": 2, "checkpointing_steps": 2, "logging_steps": 1, **options}
-    return LoopSettings.model_validate({"output_dir": folder, "num_threads": 1, **values})
+    given = {name: value for name, value in values.items() if value is not None}
+    return LoopSettings.model_validate({"output_dir": folder, "num_threads": 1, **given})
 
 
-def _run(folder: Path, export: Callable[[Path], list[str]] = lambda _: ["to use it"], **options: Any) -> None:
+def _run(
+    folder: Path,
+    export: Callable[[Path], list[str]] = lambda _: ["to use it"],
+    *,
+    origin: Origin | None = None,
+    **options: Any,
+) -> None:
+    """Run the toy. origin: where its settings come from; None is a command line that says all of them."""
+
     def build(_: LoopSettings, accelerator: Accelerator) -> Method:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
@@ -45,7 +56,8 @@ def _run(folder: Path, export: Callable[[Path], list[str]] = lambda _: ["to use 
             manifest={},
         )
 
-    run(_settings(folder, **options), build, default_dir="unused")
+    settings = _settings(folder, **options)
+    run(settings if origin is None else settings.coming_from(origin), build, default_dir="unused")
 
 
 def _status(folder: Path) -> dict[str, Any]:
@@ -66,13 +78,13 @@ def test_how_to_use_the_result_is_told_though_its_curves_cannot_be_drawn(
     assert _status(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_run_whose_board_does_not_start_is_not_said_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_tracker_does_not_start_is_not_said_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()  # it reads its environment once in a process
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
     _run(tmp_path / "run", max_train_steps=2)
     with pytest.raises(SettingsError, match="wandb does not start"):
-        _run(tmp_path / "run", max_train_steps=4, report_to="wandb", resume_from_checkpoint="latest")
+        _run(tmp_path / "run", max_train_steps=4, report_to=("wandb",), resume_from_checkpoint="latest")
     wandb.teardown()
     status = _status(tmp_path / "run")
     assert (status["status"], status["last_durable_step"]) == ("failed", 2)
@@ -127,3 +139,67 @@ def test_two_processes_go_on_with_the_images_of_one(tmp_path: Path) -> None:
     one, two = (load_tensors(tmp_path / name / "checkpoint-4" / "toy.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-6)
+
+
+# what is known of a recipe only when the machine and the images are
+
+
+@pytest.mark.parametrize(
+    ("launched", "gpu", "has_bf16", "expected"),
+    [
+        (None, "cpu", True, None),
+        ("no", "cpu", True, None),
+        ("bf16", "cpu", True, "bf16"),
+        (None, "cuda", True, "bf16"),
+        ("no", "cuda", True, "bf16"),  # what a launcher without a configuration says
+        ("fp16", "cuda", True, None),
+        ("no", "cuda", False, "fp16"),
+    ],
+)
+def test_the_precision_of_a_recipe_gives_way_to_the_machine_and_to_the_launcher(
+    launched: str | None,
+    gpu: str,
+    has_bf16: bool,
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu == "cuda")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: has_bf16)
+    monkeypatch.setattr("finetune.core.run.PartialState", lambda: SimpleNamespace(device=torch.device(gpu)))
+    settings = _settings(tmp_path, mixed_precision="bf16")
+    of_recipe = _on_this_machine(settings.coming_from(Origin({"mixed_precision": RECIPE})))
+    assert of_recipe.mixed_precision == expected
+    told = [line for line in of_recipe.origin.plan if line.startswith("gives way   --mixed_precision bf16")]
+    assert len(told) == (expected != "bf16")
+    typed = settings.coming_from(Origin({"mixed_precision": TYPED}))
+    assert _on_this_machine(typed).mixed_precision == "bf16"
+
+
+def test_a_typed_precision_must_be_that_of_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(SettingsError, match="found bf16, but accelerate was launched with no"):
+        _run(tmp_path / "run", mixed_precision="bf16")
+
+
+def test_the_plan_of_a_run_tells_recipe_rate_and_what_gave_way_and_a_warning_stands_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = {"num_train_epochs": TYPED, "lr_warmup_steps": RECIPE}
+    options: dict[str, Any] = {"num_train_epochs": 2, "max_train_steps": None, "lr_warmup_steps": 500}
+    options |= {"lr_scheduler": "cosine", "learning_rate": 0.5}
+    origin = Origin(ranks, ("recipe      toy.yaml",), ("--learning_rate: 0.5 is 500 times the 0.001.",))
+    _run(tmp_path / "run", origin=origin, **options)
+    printed = capsys.readouterr()
+    steps = _status(tmp_path / "run")["last_durable_step"]
+    assert f"rate        0.5, cosine, {steps // 10} steps of warm-up, adamw\n" in printed.out
+    assert "recipe      toy.yaml\n" in printed.out
+    way = f"--lr_warmup_steps 500 is {steps // 10} here: --num_train_epochs 2 makes {steps} steps"
+    assert f"gives way   {way}\n" in printed.out
+    assert "filrouge: warning: --learning_rate: 0.5 is 500 times the 0.001.\n" in printed.err
+    assert f"lr_warmup_steps: {steps // 10}\n" in (tmp_path / "run" / "settings.yaml").read_text()
+    with pytest.raises(SettingsError, match="--lr_warmup_steps: found 500, expected fewer than the"):
+        _run(tmp_path / "other", **options)

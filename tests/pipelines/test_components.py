@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from data.errors import SettingsError
-from pipelines.components import RETIRED, SWATCH, Components, build_pipeline, load_components
+from pipelines.base_folders import RETIRED, SWATCH
+from pipelines.components import Components, build_pipeline, load_components
 from pipelines.conditioning import TextConditioner
 from pipelines.spaces import LatentSpace
 
@@ -298,7 +299,7 @@ def test_swatch_is_the_folder_of_the_package(
     tiny_base_dir: Path, components: Components, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert SWATCH.parts[-2:] == ("pipelines", "swatch")
-    monkeypatch.setattr("pipelines.components.SWATCH", tiny_base_dir)
+    monkeypatch.setattr("pipelines.base_folders.SWATCH", tiny_base_dir)
     loaded = load_components("swatch")
     assert (loaded.name, loaded.source, loaded.fingerprint) == ("swatch", str(tiny_base_dir), components.fingerprint)
 

@@ -171,7 +171,7 @@ def test_the_shipped_files_ask_for_captions_and_have_three_rings(name: str) -> N
 
 def test_the_rings_of_the_shipped_files_are_in_the_words_of_the_embedded_base() -> None:
     """What a base has never seen it cannot forget."""
-    from pipelines.components import SWATCH
+    from pipelines.base_folders import SWATCH
 
     vocabulary = (SWATCH / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
     for name in ("composites.yaml", "textures.yaml"):

@@ -283,7 +283,7 @@ def test_given_scales_are_tried_from_coarse_to_fine_and_no_others(volumes, tiny_
         (["--concept", "sf_dri"], "no concept 'sf_dri'.*sf_dry"),
         (["--train_data_dir", "PICTURES", "--um_per_px", "40"], "--um_per_px: these images have no voxel size"),
         (["--train_data_dir", "PICTURES", "--data_root", "."], "belongs to --concept"),
-        (["--train_data_dir", "PICTURES", "--resolution", "30"], "found 30, expected a multiple of 4"),
+        (["--train_data_dir", "PICTURES", "--resolution", "30"], "found 30, expected a multiple of 8: 24 or 32"),
         (["--train_data_dir", "PICTURES", "--num_images", "0"], "found 0, expected 1 or more"),
         (["--concept", "sf_dry", "--um_per_px", "0"], "found 0, expected a number above 0"),
         (["--concept", "sf_dry", "--um_per_px", "nan"], "found nan, expected a number above 0"),

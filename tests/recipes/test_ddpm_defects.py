@@ -21,11 +21,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from data.labelled.cifar import HELD_OUT, TRAINING
 from data.tif.writer import write_stack
+from finetune.core import hub
 from finetune.core.cli import CONFIG_DIR, load_settings, run_script
 from finetune.core.method import Batch, Method, Objective
 from finetune.core.objective import NoiseObjective
@@ -259,6 +261,26 @@ def test_the_average_is_kept_by_default_and_exported(colours_run: Path) -> None:
     exported = load_file(colours_run / WEIGHTS)
     assert all(torch.equal(weight, kept[f"ema/{name}"]) for name, weight in exported.items())
     assert not torch.equal(exported["conv_in.weight"], kept["conv_in.weight"])
+
+
+def test_what_is_published_draws_and_does_not_say_where_it_was_made(
+    colours_run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDPM: the card is that of every other model, and holds the folder of the machine that trained it."""
+    card = ModelCard.load(colours_run / "README.md")
+    tags = {"unconditional-image-generation", "diffusers", "diffusers-training", "ddpm", "filrouge"}
+    assert (set(card.data.tags), card.data.library_name) == (tags, "diffusers")
+    staged = tmp_path / colours_run.name  # under the name that the card's code has
+    hub.stage(colours_run, staged)
+    files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
+    assert {"README.md", "model_index.json", "pixel_model.json", "curves.png", "final.png", WEIGHTS} <= files.keys()
+    here = [str(place).encode() for place in (colours_run.parent, pictures)]
+    assert not [name for name, path in files.items() if any(place in path.read_bytes() for place in here)]
+    monkeypatch.chdir(tmp_path)
+    code = card.text.partition("```python\n")[2].partition("\n```")[0].replace("pipe()", "pipe(num_inference_steps=2)")
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["image"].size == (16, 16)
 
 
 def test_classes_are_told_and_some_labels_left_out(pictures: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 
 from data.crops import Crops
@@ -24,6 +26,7 @@ from data.exits import exit_code
 from data.image_dataset import build_image_dataset
 from data.tif.writer import write_stack
 from data.wording import RewordedDataset, Wording
+from finetune.core import hub
 from finetune.core import settings as options
 from finetune.core.cli import run_script
 from pipelines import generate
@@ -133,6 +136,8 @@ def trained(
                 check=False,
             )
             assert result.returncode == 0, result.stderr
+            assert "\r" not in result.stderr  # a file can hold what it tells
+            assert "train  step 2 of 2, loss " in result.stderr
             done[script] = folder, result.stdout
         return done[script]
 
@@ -147,7 +152,11 @@ def _printed_code(printed: str) -> str:
 
 @pytest.mark.parametrize("script", RUNS)
 def test_a_script_trains_and_prints_lines_of_plain_diffusers_that_run(
-    script: str, trained: Callable[[str], tuple[Path, str]], tmp_path: Path
+    script: str,
+    trained: Callable[[str], tuple[Path, str]],
+    tiny_base_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, printed = trained(script)
     for words in (*RUNS[script].says, f"method      {script} -> {folder}", "steps       2 of 2 images"):
@@ -157,19 +166,67 @@ def test_a_script_trains_and_prints_lines_of_plain_diffusers_that_run(
     code = _printed_code(printed)
     assert "diffusers" in code
     assert "filrouge" not in code
-    assert code in (folder / "README.md").read_text()
     drawn = tmp_path / "drawn.png"
     if script == "pivotal_tuning":  # as a user's own script
         code += f"\nimage.save({str(drawn)!r})\nimport sys; assert not {{'finetune', 'pipelines'}} & set(sys.modules)"
         environment = _environment(tmp_path / "cache")
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=300)
-    else:
+    else:  # what the card says, beside the run and its base
+        card_code = (folder / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
+        assert code == card_code.replace(f'"{folder.name}"', f'"{folder}"').replace(
+            f'"{tiny_base_dir.name}"', f'"{tiny_base_dir}"'
+        )
+        for place in (folder, tiny_base_dir):
+            (tmp_path / place.name).symlink_to(place)
+        monkeypatch.chdir(tmp_path)
         scope: dict[str, Image.Image] = {}
-        exec(code, scope)
+        exec(card_code, scope)
         scope["image"].save(drawn)
     with Image.open(drawn) as image:
         assert image.size == (32, 32)
         assert np.asarray(image).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "tags", "instance_prompt"),
+    [
+        ("full_unet", set(), None),
+        ("textual_inversion", {"textual_inversion"}, "<dry-warp>"),
+        ("dreambooth", {"dreambooth"}, "a w17h3r texture"),
+        ("lora", {"lora"}, "sf_dry sf_warp"),
+        ("lora_dreambooth", {"lora", "dreambooth"}, "a w17h3r slice"),
+        ("pivotal_tuning", {"textual_inversion", "lora"}, "<dry-warp>"),
+    ],
+)
+def test_what_is_published_says_what_it_is_and_not_where_it_was_made(
+    script: str,
+    tags: set[str],
+    instance_prompt: str | None,
+    trained: Callable[[str], tuple[Path, str]],
+    material: Path,
+    tiny_base_dir: Path,
+    tmp_path: Path,
+) -> None:
+    folder, _ = trained(script)
+    data = ModelCard.load(folder / "README.md").data
+    always = {"text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "stable-diffusion-diffusers"}
+    assert set(data.tags) == {*always, "filrouge", *tags}
+    assert (data.library_name, data.get("instance_prompt"), data.license) == ("diffusers", instance_prompt, None)
+    assert data.widget[0]["output"] == {"url": "final.png"}
+    staged = tmp_path / "hub"
+    hub.stage(folder, staged)
+    files = [path for path in staged.rglob("*") if path.is_file()]
+    published = {path.relative_to(staged).as_posix(): path.read_bytes() for path in files}
+    assert {"README.md", "final.png", "curves.png", "samples/step-000002.png"} <= published.keys()
+    assert {name.partition("/")[0] for name in published} >= set(RUNS[script].leaves)
+    assert not {"settings.yaml", "manifest.json", "checkpoint-2"} & {name.partition("/")[0] for name in published}
+    here = [str(place).encode() for place in (folder.parent, material, tiny_base_dir.parent, ROOT)]
+    assert not [name for name, content in published.items() if any(place in content for place in here)]
+    for name in published:
+        if name.endswith(".safetensors"):
+            before, after = load_file(folder / name), load_file(staged / name)
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before[key], after[key]) for key in before), name
 
 
 def test_prompts_reach_the_images_of_a_folder_without_captions(
