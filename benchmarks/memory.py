@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from PIL import Image
 from random_base import write_random_base
 
 from data.freed_memory import keep_freed_memory
@@ -37,6 +38,20 @@ SETTINGS = {
     "textual_inversion": "TextualInversionSettings",
     "pivotal_tuning": "PivotalTuningSettings",
     "ddpm": "DdpmSettings",
+}
+
+
+WORD = ["--placeholder_token", "<dry>", "--initializer_token", "slice"]
+ROWS: dict[str, tuple[str, list[str]]] = {
+    "textual_inversion": ("textual_inversion", WORD),
+    "lora": ("lora", []),
+    "lora, --load_in_4bit": ("lora", ["--load_in_4bit"]),
+    "lora, text encoder too": ("lora", ["--train_text_encoder"]),
+    "lora, every layer, DoRA": ("lora", ["--target", "all", "--use_dora"]),
+    "lora_dreambooth, class kept": ("lora_dreambooth", ["--with_prior_preservation"]),
+    "pivotal_tuning": ("pivotal_tuning", WORD),
+    "full_unet": ("full_unet", []),
+    "dreambooth, class kept": ("dreambooth", ["--with_prior_preservation"]),
 }
 
 
@@ -61,9 +76,7 @@ def _forecast(method: str, options: list[str]) -> dict[str, Any]:
     settings = _settings(method, [*options, "--dry_run"])
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     expected = forecast(import_module(f"finetune.{method}").build, settings, accelerator)[1]
-    return {"phase": expected.phase, "peak_mib": expected.peak_bytes / 2**20} | {
-        name: round(size / 2**20, 1) for name, size in expected.parts.items()
-    }
+    return {"phase": expected.phase, "peak_mib": expected.peak_bytes / 2**20, "parts": expected.parts}
 
 
 def _measured(method: str, options: list[str]) -> dict[str, float]:
@@ -101,7 +114,31 @@ def _both(method: str, options: list[str]) -> dict[str, Any]:
 
 
 def _table() -> None:
-    raise SystemExit("to be written")
+    """Print the computed peaks of every method on bases of the published shapes, as a table in Markdown."""
+    columns = {name: ["--config", f"configs/memory/{name}.yaml"] for name in ("8gb", "12gb", "24gb")}
+    with tempfile.TemporaryDirectory() as folder:
+        images = _images(Path(folder) / "images")
+        for shape, resolution in (("sd15", 512), ("sd21", 768)):
+            base = write_random_base(Path(folder) / shape, shape, weights=False)
+            common = ["--train_data_dir", str(images), "--pretrained_model_name_or_path", str(base)]
+            common += ["--resolution", str(resolution)]
+            print(f"\n{shape}, {resolution} px\n\n| method | its recipe | {' | '.join(columns)} |\n|---|{'---|' * 4}")
+            for name, (method, options) in ROWS.items():
+                cells = []
+                for config in ([], *columns.values()):
+                    forecast = _forecast(method, [*common, *config, *options])
+                    on_card = sum(forecast["parts"].values()) - forecast["parts"]["interpreter, libraries and images"]
+                    cells.append(f"{on_card / 2**30:.1f}")
+                print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _images(folder: Path) -> Path:
+    """Write a folder of a few pictures, as large as the runs of the table take them."""
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (768, 768), (20 * number,) * 3).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a dry slice")
+    return folder
 
 
 def _arguments() -> argparse.Namespace:
