@@ -26,9 +26,17 @@ from pydantic.fields import FieldInfo
 
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import SettingsError, nearest
-from data.exits import exit_code
+from data.exits import exit_code, show_bitsandbytes
 from finetune.core.contradictions import DEFAULT, RECIPE, TYPED, Contradiction, ContradictoryError, Origin
-from finetune.core.option_groups import ALIASES, LENGTHS, PART_RATES, SWITCHES, OptimiseSettings, Settings
+from finetune.core.option_groups import (
+    ALIASES,
+    LENGTHS,
+    PART_RATES,
+    SWITCHES,
+    AdapterSettings,
+    OptimiseSettings,
+    Settings,
+)
 from finetune.core.recipes import Recipe, recipe_of, unusual_rates
 from finetune.core.settings import ConceptSettings, DdpmSettings
 from pipelines.base_folders import BaseShape, read_shape
@@ -426,6 +434,8 @@ def fine_tune(settings: C, build: Callable[[C, Accelerator], Method], method: st
     from data.sources import check_concept
 
     check_concept(settings.concept)
+    if settings.optimizer == "adamw_8bit" or (isinstance(settings, AdapterSettings) and settings.load_in_4bit):
+        show_bitsandbytes()
 
     from finetune.core.run import run
 
