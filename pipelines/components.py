@@ -98,8 +98,8 @@ class Components:
     name: what `load_components` was told, "swatch", a folder or a hub id. source: what diffusers' `from_pretrained`
     takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
     that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32, float16 or
-    4 bits; empty where its weights were not read. folder, variant: where the weights can be read again; None for a model
-    from nothing. released: the fingerprints of the parts whose memory is free at present.
+    4 bits; empty where its weights were not read. folder, variant: where the weights can be read again; None for a
+    model from nothing. released: the fingerprints of the parts whose memory is free at present.
     """
 
     name: str
@@ -205,7 +205,10 @@ def load_components(
         raise SettingsError(where(name, folder), *problems)
 
     with _silent_transformers():
-        read = {part: _read_part(part, folder / part, variant, problems, weights=weights, four_bits=four_bits) for part in PARTS}
+        read = {
+            part: _read_part(part, folder / part, variant, problems, weights=weights, four_bits=four_bits)
+            for part in PARTS
+        }
     if not problems and len(read["tokenizer"]) > read["text_encoder"].config.vocab_size:
         problems.append(
             f"the tokenizer knows {len(read['tokenizer'])} tokens and the text encoder "

