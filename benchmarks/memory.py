@@ -41,6 +41,7 @@ SETTINGS = {
 }
 
 
+RESOLUTIONS_PX = {"sd15": 512, "sd21": 768}
 WORD = ["--placeholder_token", "<dry>", "--initializer_token", "slice"]
 ROWS: dict[str, tuple[str, list[str]]] = {
     "textual_inversion": ("textual_inversion", WORD),
@@ -64,7 +65,7 @@ def main() -> None:
     elif arguments.alone:
         print(json.dumps(_measured(arguments.alone, arguments.options)))
     else:
-        _table()
+        _table(arguments.shapes, arguments.rows)
 
 
 def _settings(method: str, options: list[str]) -> Any:
@@ -113,17 +114,19 @@ def _both(method: str, options: list[str]) -> dict[str, Any]:
     return {"ratio": computed["peak_mib"] / measured["peak_mib"], "measured_mib": measured["peak_mib"], **computed}
 
 
-def _table() -> None:
+def _table(shapes: list[str], rows: list[str]) -> None:
     """Print the computed peaks of every method on bases of the published shapes, as a table in Markdown."""
     columns = {name: ["--config", f"configs/memory/{name}.yaml"] for name in ("8gb", "12gb", "24gb")}
     with tempfile.TemporaryDirectory() as folder:
         images = _images(Path(folder) / "images")
-        for shape, resolution in (("sd15", 512), ("sd21", 768)):
+        for shape in shapes:
+            resolution = RESOLUTIONS_PX[shape]
             base = write_random_base(Path(folder) / shape, shape, weights=False)
             common = ["--train_data_dir", str(images), "--pretrained_model_name_or_path", str(base)]
             common += ["--resolution", str(resolution)]
             print(f"\n{shape}, {resolution} px\n\n| method | its recipe | {' | '.join(columns)} |\n|---|{'---|' * 4}")
-            for name, (method, options) in ROWS.items():
+            for name in rows:
+                method, options = ROWS[name]
                 cells = []
                 for config in ([], *columns.values()):
                     forecast = _forecast(method, [*common, *config, *options])
@@ -143,6 +146,8 @@ def _images(folder: Path) -> Path:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=RESOLUTIONS_PX, default=list(RESOLUTIONS_PX))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--measure", choices=SETTINGS, help="hold the forecast of a method against a run of two steps")
     parser.add_argument("--alone", choices=SETTINGS, help=argparse.SUPPRESS)
     parser.add_argument("--forecast", choices=SETTINGS, help=argparse.SUPPRESS)
