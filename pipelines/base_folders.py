@@ -161,8 +161,11 @@ def _hub_configs(hub_id: str, revision: str | None, *, local: bool) -> dict[str,
     return found
 
 
-def locate(name_or_path: str, revision: str | None, variant: str | None) -> tuple[str, Path]:
-    """Return the model's name and the folder that holds it, fetched from the hub where it has to be."""
+def locate(name_or_path: str, revision: str | None, variant: str | None, *, weights: bool = True) -> tuple[str, Path]:
+    """Return the model's name and the folder that holds it, fetched from the hub where it has to be.
+
+    weights: False fetches the configurations alone.
+    """
     if name_or_path == "swatch":
         return name_or_path, SWATCH
     path = _path(name_or_path)
@@ -179,7 +182,7 @@ def locate(name_or_path: str, revision: str | None, variant: str | None) -> tupl
             name_or_path, "this folder does not exist; expected swatch, a folder, or a hub id (owner/name)."
         )
     name = _present_id(name_or_path)
-    return name, _fetch(name, revision, variant)
+    return name, _fetch(name, revision, variant, weights=weights)
 
 
 def _present_id(hub_id: str) -> str:
@@ -192,13 +195,12 @@ def _present_id(hub_id: str) -> str:
     return RETIRED[hub_id]
 
 
-def _fetch(hub_id: str, revision: str | None, variant: str | None) -> Path:
+def _fetch(hub_id: str, revision: str | None, variant: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    ending = "" if variant is None else f".{variant}"
-    wanted = [f"{part}/{stem}{ending}.safetensors" for part, stem in WEIGHTS.items()]
+    wanted = [f"{part}/{weights_file(part, variant)}" for part in WEIGHTS] if weights else []
     wanted += [f"{part}/config.json" for part in WEIGHTS]
     wanted += ["tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json"]
     offline = is_offline_mode()
@@ -239,8 +241,11 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def folder_problems(folder: Path, variant: str | None) -> list[str]:
-    """Say all that can be seen wrong in a model's folder without reading its weights."""
+def folder_problems(folder: Path, variant: str | None, *, weights: bool = True) -> list[str]:
+    """Say all that can be seen wrong in a model's folder without reading its weights.
+
+    weights: False also takes a folder that holds configurations alone.
+    """
     if not folder.is_dir():
         return [f"this folder does not exist; expected a model in diffusers' format: {_slashed(PARTS)}."]
     missing = [part for part in PARTS if not (folder / part).is_dir()]
@@ -250,8 +255,9 @@ def folder_problems(folder: Path, variant: str | None) -> list[str]:
             f"lacks {_slashed(missing)}; expected a Stable Diffusion 1.x or 2.x model in diffusers' format: "
             f"{_slashed(PARTS)}."
         )
-    for part in WEIGHTS:
-        if part not in missing:
+    there = [part for part in WEIGHTS if part not in missing]
+    if weights or any(path.suffix != ".json" for part in there for path in (folder / part).iterdir()):
+        for part in there:
             problems += _weight_problems(folder, part, variant)
     configs = {part: _read_config(folder / part, problems) for part in WEIGHTS if part not in missing}
     return problems or _config_problems(configs)
@@ -261,8 +267,13 @@ def _slashed(parts: list[str] | tuple[str, ...]) -> str:
     return ", ".join(f"{part}/" for part in parts)
 
 
+def weights_file(part: str, variant: str | None) -> str:
+    """Return the name of the file of a part's weights."""
+    return WEIGHTS[part] + ("" if variant is None else f".{variant}") + ".safetensors"
+
+
 def _weight_problems(folder: Path, part: str, variant: str | None) -> list[str]:
-    expected = WEIGHTS[part] + ("" if variant is None else f".{variant}") + ".safetensors"
+    expected = weights_file(part, variant)
     if (folder / part / expected).is_file():
         return []
     found = sorted(path.name for path in (folder / part).iterdir() if path.name != "config.json")

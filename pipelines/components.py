@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,12 +30,21 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
-from pipelines.base_folders import PARTS, first_line, folder_problems, is_hub_id, locate, shown, where
+from pipelines.base_folders import (
+    PARTS,
+    first_line,
+    folder_problems,
+    is_hub_id,
+    locate,
+    shown,
+    weights_file,
+    where,
+)
 from pipelines.fingerprints import weights_fingerprint
 
 SAMPLERS = (
@@ -71,15 +80,26 @@ _SHAPE = (
 _NUM_HASHED_TENSORS = 16
 
 
+@dataclass(frozen=True)
+class FourBits:
+    """How a frozen U-Net is kept in 4 bits (nf4, Dettmers et al. 2023, arXiv:2305.14314).
+
+    dtype: of the products, and of all that is no matrix. device: where it is quantized, and stays.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+
+
 @dataclass(frozen=True, eq=False)
 class Components:
     """The parts of a base model: frozen, in evaluation mode, float32, on the CPU.
 
     name: what `load_components` was told, "swatch", a folder or a hub id. source: what diffusers' `from_pretrained`
     takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
-    that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32 or float16.
-    folder, variant: where the weights can be read again; None for a model from nothing. released: the fingerprints of
-    the parts whose memory is free at present.
+    that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32, float16 or
+    4 bits; empty where its weights were not read. folder, variant: where the weights can be read again; None for a
+    model from nothing. released: the fingerprints of the parts whose memory is free at present.
     """
 
     name: str
@@ -95,6 +115,11 @@ class Components:
     folder: Path | None = None
     variant: str | None = None
     released: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights were read; without them the parts have shapes alone."""
+        return bool(self.fingerprint)
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -158,19 +183,32 @@ class Components:
         return replace(self, scheduler=scheduler, sampler=self.own_sampler)
 
 
-def load_components(name_or_path: str, *, revision: str | None = None, variant: str | None = None) -> Components:
+def load_components(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    weights: bool = True,
+    four_bits: FourBits | None = None,
+) -> Components:
     """Load a base model in diffusers' folder format: "swatch", a folder, or a hub id (owner/name).
 
-    revision: commit, tag or branch on the hub. variant: the ending of the weight files, such as "fp16".
+    revision: commit, tag or branch on the hub. variant: the ending of the weight files, such as "fp16". weights: False
+    reads the JSON files alone, which then need not have weights beside them; what stands in the weights' place is
+    whatever the memory holds, or torch's fake tensors under a FakeTensorMode. four_bits: keep the matrices of the U-Net
+    in nf4.
     Raises SettingsError for a model that is not there, incomplete, pickled, or not a Stable Diffusion 1.x or 2.x.
     """
-    name, folder = locate(name_or_path, revision, variant)
-    problems = folder_problems(folder, variant)
+    name, folder = locate(name_or_path, revision, variant, weights=weights)
+    problems = folder_problems(folder, variant, weights=weights)
     if problems:
         raise SettingsError(where(name, folder), *problems)
 
     with _silent_transformers():
-        read = {part: _read_part(part, folder / part, variant, problems) for part in PARTS}
+        read = {
+            part: _read_part(part, folder / part, variant, problems, weights=weights, four_bits=four_bits)
+            for part in PARTS
+        }
     if not problems and len(read["tokenizer"]) > read["text_encoder"].config.vocab_size:
         problems.append(
             f"the tokenizer knows {len(read['tokenizer'])} tokens and the text encoder "
@@ -188,7 +226,7 @@ def load_components(name_or_path: str, *, revision: str | None = None, variant: 
         scheduler=DDPMScheduler.from_config(read["scheduler"].config),
         sampler=read["scheduler"],
         own_sampler=read["scheduler"],
-        fingerprint=_fingerprint(read["unet"]),
+        fingerprint=_fingerprint(read["unet"], folder / "unet" / weights_file("unet", variant)) if weights else "",
         folder=folder,
         variant=variant,
     )
@@ -259,21 +297,38 @@ def build_pipeline(components: Components, scheduler: Any | None = None) -> Stab
     return pipeline
 
 
-def _read_part(part: str, folder: Path, variant: str | None, problems: list[str]) -> Any:
+def _read_part(
+    part: str,
+    folder: Path,
+    variant: str | None,
+    problems: list[str],
+    *,
+    weights: bool = True,
+    four_bits: FourBits | None = None,
+) -> Any:
     """Return one part, or add to the problems why it cannot be used."""
     try:
         if part == "tokenizer":
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         if part == "scheduler":
             return _read_sampler(folder)
-        module, report = _MODELS[part].from_pretrained(
-            folder,
-            variant=variant,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        if not weights:
+            return _without_weights(part, folder, four_bits if part == "unet" else None)
+        if four_bits is not None and part == "unet":
+            from pipelines.four_bits import keep_for_training, quantizing
+
+            options: Any = quantizing(four_bits.dtype, four_bits.device)
+        else:
+            options = nullcontext({"dtype": torch.float32})
+        with options as given:
+            module, report = _MODELS[part].from_pretrained(
+                folder,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **given,
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         problems.append(f"{part}/ cannot be read: {first_line(error)}")
         return None
@@ -283,8 +338,25 @@ def _read_part(part: str, folder: Path, variant: str | None, problems: list[str]
             f"{part}/ lacks {len(missing)} of its weights ({', '.join(missing[:3])}{', …' if missing[3:] else ''}); "
             "they would be random. Fetch the model again."
         )
+    if four_bits is not None and part == "unet":
+        keep_for_training(module)
     if isinstance(module, ModelMixin):
         module.register_to_config(_name_or_path="")  # a path of this machine, which an export would carry along
+    return module.requires_grad_(False).eval()
+
+
+def _without_weights(part: str, folder: Path, four_bits: FourBits | None) -> Any:
+    """Return a part as its JSON file describes it, in memory that nothing was read into."""
+    with torch.device("meta"):
+        if part == "text_encoder":
+            module = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, local_files_only=True))
+        else:
+            module = _MODELS[part].from_config(_MODELS[part].load_config(folder, local_files_only=True))
+    module.to_empty(device="cpu")
+    if four_bits is not None:
+        from pipelines.four_bits import without_weights
+
+        without_weights(module, four_bits.dtype)
     return module.requires_grad_(False).eval()
 
 
@@ -315,16 +387,16 @@ def _read_sampler(folder: Path) -> Any:
     return sampler
 
 
-def _fingerprint(unet: UNet2DConditionModel) -> str:
-    """Return a hash of the U-Net's shape and of some of its weights.
+def _fingerprint(unet: UNet2DConditionModel, weights: Path) -> str:
+    """Return a hash of the U-Net's shape and of some of the weights in its file.
 
     The weights are hashed in float16, so that a model and its fp16 variant are the same base.
     """
     shape = {field: unet.config.get(field) for field in _SHAPE}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    matrices = {name: weight for name, weight in sorted(unet.state_dict().items()) if weight.ndim > 1}
-    step = max(1, len(matrices) // _NUM_HASHED_TENSORS)
-    for name in list(matrices)[::step]:
-        digest.update(name.encode())
-        digest.update(matrices[name].to(torch.float16).contiguous().numpy().tobytes())
+    with safe_open(weights, "pt") as file:
+        names = [name for name in sorted(file.keys()) if len(file.get_slice(name).get_shape()) > 1]
+        for name in names[:: max(1, len(names) // _NUM_HASHED_TENSORS)]:
+            digest.update(name.encode())
+            digest.update(file.get_tensor(name).to(torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

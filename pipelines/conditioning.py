@@ -13,7 +13,7 @@ class TextConditioner:
     """Tokens and text-encoder outputs of captions, the very ones that a StableDiffusionPipeline samples with."""
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
-        self._tokenizer, self._text_encoder = tokenizer, text_encoder
+        self._tokenizer, self.module = tokenizer, text_encoder
         self._placeholders = TextualInversionLoaderMixin()
 
     def token_ids(self, captions: Sequence[str]) -> LongTensor:
@@ -32,8 +32,8 @@ class TextConditioner:
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Return the last hidden state (B, tokens, width), normalised, in the text encoder's precision."""
-        states: Tensor = self._text_encoder(self.token_ids(captions).to(self._text_encoder.device))[0]
-        return states.to(self._text_encoder.dtype)
+        states: Tensor = self.module(self.token_ids(captions).to(self.module.device))[0]
+        return states.to(self.module.dtype)
 
     def num_truncated(self, captions: Sequence[str]) -> int:
         """Return how many captions are longer than the text encoder reads."""

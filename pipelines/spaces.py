@@ -16,7 +16,7 @@ class LatentSpace:
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        self._vae = vae
+        self.module = vae
         self._scale = float(vae.config.scaling_factor)
         self._shift = float(vae.config.get("shift_factor") or 0.0)
 
@@ -25,8 +25,8 @@ class LatentSpace:
 
         pixels: (B, 3, H, W) in [-1, 1].
         """
-        with _full_precision(self._vae.device):
-            distribution = self._vae.encode(pixels.to(self._vae.device, torch.float32)).latent_dist
+        with _full_precision(self.module.device):
+            distribution = self.module.encode(pixels.to(self.module.device, torch.float32)).latent_dist
             return distribution.mean, distribution.std
 
     def sample(self, mean: Tensor, std: Tensor, eps: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class LatentSpace:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels (B, 3, H, W) of scaled latents (B, C, h, w), nominally in [-1, 1], float32."""
-        with _full_precision(self._vae.device):
-            unscaled = latents.to(self._vae.device, torch.float32) / self._scale + self._shift
-            return torch.cat([self._vae.decode(latent).sample for latent in unscaled.split(1)])
+        with _full_precision(self.module.device):
+            unscaled = latents.to(self.module.device, torch.float32) / self._scale + self._shift
+            return torch.cat([self.module.decode(latent).sample for latent in unscaled.split(1)])
 
 
 def _full_precision(device: torch.device) -> torch.autocast:

@@ -33,7 +33,7 @@ from finetune.core.settings import (
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, averages, unet_layers
 from finetune.core.validation import ValidationLoss
-from pipelines.components import Components, build_pipeline, load_components, present, release
+from pipelines.components import Components, FourBits, build_pipeline, load_components, present, release
 from pipelines.conditioning import TextConditioner
 from pipelines.embeddings import Placeholder, add_placeholder, nearest_words
 from pipelines.identifiers import examine_all, most_broken, num_predictions, rare, told, words_of
@@ -56,18 +56,24 @@ MOST_IDENTIFIERS = (
 def base(settings: ConceptSettings, accelerator: Accelerator, *, rounded: bool = True) -> Components:
     """Load the base model onto the run's device, with the prediction type and the noise schedule of the run.
 
-    rounded: under mixed precision U-Net and text encoder are kept in that precision. False for a run that trains and
-    exports whole modules: what is rounded once stays so, also in float32, and autocast lowers each pass anyway.
+    A dry run reads no weights. rounded: under mixed precision U-Net and text encoder are kept in that precision. False
+    for a run that trains and exports whole modules: what is rounded once stays so, also in float32, and autocast lowers
+    each pass anyway.
     """
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    four_bits = isinstance(settings, AdapterSettings) and settings.load_in_4bit
     components = load_components(
-        settings.pretrained_model_name_or_path, revision=settings.revision, variant=settings.variant
+        settings.pretrained_model_name_or_path,
+        revision=settings.revision,
+        variant=settings.variant,
+        weights=not settings.dry_run,
+        four_bits=FourBits(dtype, accelerator.device) if four_bits else None,
     )
-    components = placed(as_asked(components, settings), settings, accelerator)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
-    if rounded and dtype is not None:
-        components.unet.to(dtype)
+    if rounded:  # before it is placed, so that a GPU never holds it in float32
+        if not four_bits:
+            components.unet.to(dtype)
         components.text_encoder.to(dtype)  # not the autoencoder: half precision overflows in it
-    return components
+    return placed(as_asked(components, settings), settings, accelerator)
 
 
 def as_asked(components: Components, settings: LossSettings) -> Components:
@@ -354,6 +360,8 @@ def word_learnt(components: Components, word: Placeholder, rows: TokenRows) -> C
 
 
 def _near(title: str, components: Components, word: Placeholder, vectors: Tensor) -> tuple[str, ...]:
+    if not components.has_weights:
+        return ()
     table = components.text_encoder.get_input_embeddings().weight.detach().float()
     near = nearest_words(components.tokenizer, vectors.to(table.device), table, NEAREST_WORDS, exclude=word.ids)
     return tuple(f"{title} " + ", ".join(f"{text} {cosine:.2f}" for text, cosine in words) for words in near)

@@ -26,9 +26,17 @@ from pydantic.fields import FieldInfo
 
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import SettingsError, nearest
-from data.exits import exit_code
+from data.exits import exit_code, show_bitsandbytes
 from finetune.core.contradictions import DEFAULT, RECIPE, TYPED, Contradiction, ContradictoryError, Origin
-from finetune.core.option_groups import ALIASES, LENGTHS, PART_RATES, SWITCHES, OptimiseSettings, Settings
+from finetune.core.option_groups import (
+    ALIASES,
+    LENGTHS,
+    PART_RATES,
+    SWITCHES,
+    AdapterSettings,
+    OptimiseSettings,
+    Settings,
+)
 from finetune.core.recipes import Recipe, recipe_of, unusual_rates
 from finetune.core.settings import ConceptSettings, DdpmSettings
 from pipelines.base_folders import BaseShape, read_shape
@@ -73,7 +81,10 @@ def load_settings(model_class: type[S], method: str, argv: Sequence[str], config
     Raises SettingsError with every problem of every source.
     """
     flags, config_files = _read_flags(model_class, [word for word in argv if word not in ("--help", "-h")])
-    configs = [_read_yaml(model_class, Path(file), TYPED + place) for place, file in enumerate(config_files)]
+    configs = [
+        _read_yaml(model_class, Path(file), TYPED + place, sections=("all", method))
+        for place, file in enumerate(config_files)
+    ]
     flags.rank = TYPED + len(configs)
     shape = _base_shape(model_class, [*configs, flags])
     recipe = recipe_of(method, shape, config_dir)
@@ -229,7 +240,10 @@ def _allows_none(option: FieldInfo) -> bool:
 def _read_yaml(
     model_class: type[Settings], path: Path, rank: int, *, name: str | None = None, sections: Sequence[str] = ()
 ) -> _Layer:
-    """Return the options in a YAML file; sections: of the file, in which a later one wins; () is the whole file."""
+    """Return the options in a YAML file.
+
+    sections: of the file, in which a later one wins. A user's file may do without: it is one where "all" is a key.
+    """
     layer = _Layer(name or str(path), rank)
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
@@ -240,7 +254,8 @@ def _read_yaml(
     except yaml.YAMLError as error:
         layer.problems.append(f"{path}: expected YAML, but {' '.join(str(error).split())}.")
     else:
-        if not sections:
+        keys = {key.value for key, _ in root.value} if isinstance(root, yaml.MappingNode) else set()
+        if not sections or (rank >= TYPED and "all" not in keys):
             _read_options(model_class, path, root, layer)
             return layer
         if root is not None and not isinstance(root, yaml.MappingNode):
@@ -422,6 +437,8 @@ def fine_tune(settings: C, build: Callable[[C, Accelerator], Method], method: st
     from data.sources import check_concept
 
     check_concept(settings.concept)
+    if settings.optimizer == "adamw_8bit" or (isinstance(settings, AdapterSettings) and settings.load_in_4bit):
+        show_bitsandbytes()
 
     from finetune.core.run import run
 

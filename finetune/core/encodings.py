@@ -171,7 +171,7 @@ class EncodedSpace:
 
     def __init__(self, space: Space, store: EncodingStore, part: Identity = str, awake: Awake = nullcontext) -> None:
         self.store = store
-        self._space, self._awake = space, awake
+        self.space, self._awake = space, awake
         self._part = cache(part)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +185,7 @@ class EncodedSpace:
         return torch.cat(means).to(pixels.device), torch.cat(stds).to(pixels.device)
 
     def sample(self, mean: Tensor, std: Tensor, eps: Tensor) -> Tensor:
-        return self._space.sample(mean, std, eps)
+        return self.space.sample(mean, std, eps)
 
     def ahead(self, images: Iterable[Tensor]) -> None:
         """Encode the images (3, H, W) that the store lacks."""
@@ -215,7 +215,7 @@ class EncodedSpace:
         entries: dict[str, Entry] = {}
         size = group_size(next(iter(images.values())).shape) if images else 1
         for names in _groups(images, size):
-            mean, std = self._space.moments(torch.stack([images[name] for name in _filled(names, size)]))
+            mean, std = self.space.moments(torch.stack([images[name] for name in _filled(names, size)]))
             for place, name in enumerate(names):
                 entries[name] = self.store.put(name, (mean[place : place + 1], std[place : place + 1]))
         return entries
@@ -233,7 +233,7 @@ class EncodedConditioner:
         device: torch.device | str = "cpu",
     ) -> None:
         """device: where the states are wanted."""
-        self._conditioner, self._store, self._awake = conditioner, store, awake
+        self.conditioner, self._store, self._awake = conditioner, store, awake
         self._part, self._device = cache(part), device
 
     def encode(self, captions: tuple[str, ...]) -> Tensor:
@@ -257,7 +257,7 @@ class EncodedConditioner:
             return entries
         with self._awake():
             for group in _groups(captions, _LARGEST_GROUP):
-                states = self._conditioner.encode(tuple(_filled(group, _LARGEST_GROUP)))
+                states = self.conditioner.encode(tuple(_filled(group, _LARGEST_GROUP)))
                 for place, caption in enumerate(group):
                     entries[caption] = self._store.put(self._name(caption), (states[place : place + 1],))
         return entries

@@ -8,6 +8,7 @@ import torch
 
 from data.errors import SettingsError
 from finetune.core import optimizers
+from finetune.core.option_groups import AdapterSettings
 from finetune.core.settings import LoopSettings
 from finetune.core.tracking import require_trackers
 
@@ -24,6 +25,10 @@ def require(settings: LoopSettings) -> None:
             )
         elif not has_cuda:
             problems.append("--enable_xformers_memory_efficient_attention: needs a GPU, and there is none.")
+    if isinstance(settings, AdapterSettings) and settings.load_in_4bit and find_spec("bitsandbytes") is None:
+        problems.append(
+            '--load_in_4bit: bitsandbytes is not installed. Leave the option out, or pip install "filrouge[gpu]".'
+        )
     if settings.allow_tf32 and not has_cuda:
         problems.append("--allow_tf32: is for NVIDIA GPUs, and there is none. Leave it out.")
     if settings.mixed_precision == "fp16" and not has_cuda:

@@ -60,7 +60,7 @@ def train(
     assert all(p.dtype in exact for p in named.values()), "trained weights are float32 at least"
     micro_batch = settings.train_batch_size * accelerator.num_processes
     global_batch = micro_batch * settings.gradient_accumulation_steps
-    optimizer = _optimizer(method, settings, global_batch, max_train_steps)
+    optimizer = make_optimizer(method, settings, global_batch, max_train_steps)
     rate = _rate(optimizer, settings, max_train_steps)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     first_step = 0
@@ -79,7 +79,7 @@ def train(
                 prepared = min(step + ahead, max_train_steps)
                 with accelerator.autocast():
                     tracker.prepared(method.prepare(_own_positions(settings, accelerator, range(step, prepared))))
-            _hold_still(method, step / max_train_steps)
+            hold_still(method, step / max_train_steps)
             loss_sum = torch.zeros((), dtype=torch.float64)
             seen: list[Batch] = []
             for micro in range(settings.gradient_accumulation_steps):
@@ -144,7 +144,7 @@ def train(
         return method.export(store.run_dir)
 
 
-def _hold_still(method: Method, done_share: float) -> None:
+def hold_still(method: Method, done_share: float) -> None:
     """Take the gradients from what is not to be trained now; the optimizer leaves what has none as it is."""
     for part in method.trainables:
         start, stop = method.spans.get(part.name, (0.0, 1.0))
@@ -205,7 +205,7 @@ def _outlive_interrupt(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _optimizer(method: Method, settings: LoopSettings, global_batch: int, max_steps: int) -> torch.optim.Optimizer:
+def make_optimizer(method: Method, settings: LoopSettings, global_batch: int, max_steps: int) -> torch.optim.Optimizer:
     rate = settings.learning_rate * (global_batch if settings.scale_lr else 1)
     groups: list[dict[str, Any]] = [
         {

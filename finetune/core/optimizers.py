@@ -36,8 +36,6 @@ def require(name: OptimizerName) -> None:
                 f'{name} needs the package {package} ({error}). Install it: pip install "filrouge[{extra}]"; '
                 "or write --optimizer adamw."
             )
-    if name == "adamw_8bit" and not torch.cuda.is_available():
-        problems.append(f"{name} needs a CUDA device, and there is none. Write --optimizer adamw.")
     if problems:
         raise SettingsError("--optimizer", *problems)
 

@@ -442,6 +442,9 @@ class AdapterSettings(Settings):
     )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of an adapter's inputs dropped in training")
     use_dora: bool = Field(default=False, description="learn length and direction of the weights apart (DoRA)")
+    load_in_4bit: bool = Field(
+        default=False, description="keep the matrices of the frozen U-Net in 4 bits (nf4); needs the extra gpu"
+    )
 
     def contradictions(self) -> list[Contradiction]:
         """Return options of convolutions that no convolution is adapted by."""

@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from finetune.core.cost import Meter
 from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
 from finetune.core.loop import train
+from finetune.core.memory import forecast
 from finetune.core.method import Method
 from finetune.core.option_groups import PART_RATES, fitting_warmup
 from finetune.core.setting_changes import refuse_changes, to_yaml
@@ -70,9 +71,9 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     if settings.push_to_hub and accelerator.is_main_process:
         settings = hub.with_repository(settings, run_dir)
     if settings.dry_run:
-        method = build(settings, accelerator)
+        method, expected = forecast(build, settings, accelerator)
         settings = _with_fitting_warmup(method, settings, accelerator)
-        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
     if accelerator.is_main_process:
         prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
@@ -221,8 +222,10 @@ def _num_steps(num_epochs: int, method: Method, settings: LoopSettings, accelera
     return math.ceil(num_epochs * len(method.dataset) / _global_batch(settings, accelerator))
 
 
-def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_dir: Path) -> list[str]:
-    """Return the plan of a run in lines: images, steps, epochs, parameters, memory, disk."""
+def _plan(
+    method: Method, settings: LoopSettings, accelerator: Accelerator, run_dir: Path, memory: Sequence[str] = ()
+) -> list[str]:
+    """Return the plan of a run in lines: images, steps, epochs, parameters, memory where it was computed, disk."""
     batch = _global_batch(settings, accelerator)
     steps = _max_train_steps(method, settings, accelerator)
     parts = {part.name: sum(p.numel() for p in part.named_parameters().values()) for part in method.trainables}
@@ -239,7 +242,7 @@ def _plan(method: Method, settings: LoopSettings, accelerator: Accelerator, run_
         f"steps       {steps} of {batch} images ({settings.train_batch_size} x {settings.gradient_accumulation_steps} "
         f"accumulated x {accelerator.num_processes} processes) = {steps * batch / len(method.dataset):.1f} epochs",
         f"trained     {trained:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
-        f"memory      {trained * 16 / 2**20:.1f} MiB for trained weights, gradients and optimizer, beside the model",
+        *memory,
         f"disk        {kept} checkpoints of {checkpoint_mib:.1f} MiB",
         f"rate        {_rate(settings)}",
         f"device      {accelerator.device}, precision {accelerator.mixed_precision}, {torch.get_num_threads()} threads",

@@ -399,10 +399,6 @@ UNSERVED = {
         2,
         ("--enable_xformers_memory_efficient_attention",),
     ),
-    "8-bit Adam": Mistake(
-        "dreambooth", "captioned", ("--optimizer", "adamw_8bit"), 2, ("--optimizer", "adamw_8bit", "--optimizer adamw")
-    ),
-    "8-bit Adam by its old switch": Mistake("lora", "captioned", ("--use_8bit_adam",), 2, ("adamw_8bit",)),
     "fp16": Mistake(
         "textual_inversion", "captioned", ("--mixed_precision", "fp16"), 2, ("--mixed_precision fp16", "GPU", "bf16")
     ),

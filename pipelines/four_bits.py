@@ -1,0 +1,76 @@
+"""A U-Net whose matrices are kept in 4 bits (nf4), through diffusers' quantization and bitsandbytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Params4bit
+from diffusers import BitsAndBytesConfig
+from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
+from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
+from torch import nn
+
+_BLOCK_SIZE = 64  # numbers with one scale, bitsandbytes' default
+
+
+def _config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@contextmanager
+def quantizing(dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Give the options of diffusers' from_pretrained for a model in 4 bits, and let it be read on the CPU too.
+
+    dtype: of the products, and of all that is no matrix.
+    """
+    # diffusers (0.42.1) refuses without a GPU, which bitsandbytes needs no longer since 0.46
+    checked = BnB4BitDiffusersQuantizer.validate_environment
+    BnB4BitDiffusersQuantizer.validate_environment = lambda *_, **__: None
+    try:
+        yield {"quantization_config": _config(dtype), "dtype": dtype, "device_map": {"": device}}
+    finally:
+        BnB4BitDiffusersQuantizer.validate_environment = checked
+
+
+def keep_for_training(module: nn.Module) -> None:
+    """Have bitsandbytes (0.50.2) leave the weights of a module as they are when it is evaluated on a CPU.
+
+    It would bring them into a form that no gradient passes through afterwards, and fails at widths like 48.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def without_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Put layers of 4 bits, holding what the memory holds, in the place of a module's matrices."""
+    module.to(dtype)
+    replace_with_bnb_linear(module, modules_to_not_convert=[], quantization_config=_config(dtype))
+    module.is_loaded_in_4bit = True  # type: ignore[assignment]
+    for layer in module.modules():
+        if isinstance(layer, Linear4bit):
+            numbers = layer.in_features * layer.out_features
+            state = QuantState(
+                absmax=torch.empty(-(-numbers // _BLOCK_SIZE)),
+                shape=torch.Size((layer.out_features, layer.in_features)),
+                code=torch.empty(16),
+                blocksize=_BLOCK_SIZE,
+                quant_type="nf4",
+                dtype=dtype,
+            )
+            layer.weight = Params4bit(
+                torch.empty((numbers + 1) // 2, 1, dtype=torch.uint8),
+                quant_state=state,
+                quant_type="nf4",
+                compress_statistics=False,
+                bnb_quantized=True,
+                module=layer,
+            )
+            layer.quant_state = state
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(torch.empty(layer.out_features, dtype=dtype))
+    keep_for_training(module)
