@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipelines.base_folders import WEIGHTS
-from pipelines.components import Components, build_pipeline
+from pipelines.components import Components
 from pipelines.conditioning import TextConditioner
 from pipelines.sampling import evaluating
 from pipelines.spaces import LatentSpace
@@ -24,15 +25,17 @@ LOWER = (torch.bfloat16, torch.float16)
 def precision_notes(components: Components, prompt: str, size_px: int) -> tuple[str, ...]:
     """Return in lines by how much a quick picture of a prompt differs in bfloat16 and float16 from float32's.
 
-    The picture is drawn in NUM_STEPS steps without guidance; each time the U-Net's weights and what each layer gives
-    are rounded to the precision, and the sums are taken in float32, which every device can do. Frozen weights that a
-    run keeps in half precision are read in full from the base's files, layer by layer: no second U-Net is made.
+    The picture is drawn in NUM_STEPS steps of DDIM (Song et al. 2021) without guidance; each time the U-Net's weights
+    and what each layer gives are rounded to the precision, and the sums are taken in float32, which every device can
+    do. Frozen weights that a run keeps in fewer bits are read in full from the base's files, layer by layer: no second
+    U-Net is made. A U-Net that is kept in 4 bits is told of too, as it was trained on.
     """
     exact = _picture(components, prompt, size_px, torch.float32)
+    kept_in_4bit = any(not p.is_floating_point() for p in components.unet.parameters())
+    ways: dict[str, torch.dtype | None] = {str(dtype).removeprefix("torch."): dtype for dtype in LOWER}
     told = []
-    for dtype in LOWER:
+    for name, dtype in (ways | {"4 bits, as it was trained": None} if kept_in_4bit else ways).items():
         difference = 255 * np.abs(_picture(components, prompt, size_px, dtype) - exact)
-        name = str(dtype).removeprefix("torch.")
         if np.isfinite(difference).all():
             told.append(f"{difference.mean():.2g} on average and {difference.max():.2g} at most in {name}")
         else:
@@ -44,20 +47,20 @@ def precision_notes(components: Components, prompt: str, size_px: int) -> tuple[
 
 
 @torch.no_grad()
-def _picture(components: Components, prompt: str, size_px: int, dtype: torch.dtype) -> np.ndarray:
-    pipeline = build_pipeline(components)
-    with evaluating(components.unet, components.vae, components.text_encoder):
+def _picture(components: Components, prompt: str, size_px: int, dtype: torch.dtype | None) -> np.ndarray:
+    """Return a quick picture (1, 3, H, W) in [0, 1]. dtype: what is rounded to; None takes the U-Net as it is."""
+    unet, side = components.unet, size_px // components.vae_scale_factor
+    scheduler = DDIMScheduler.from_config(components.scheduler.config)
+    scheduler.set_timesteps(NUM_STEPS)
+    noise = torch.randn((1, unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0))
+    with evaluating(unet, components.vae, components.text_encoder):
         states = TextConditioner(components.tokenizer, components.text_encoder).encode([prompt]).float()
-        with _rounded(components, dtype):
-            latents = pipeline(
-                prompt_embeds=states,
-                generator=[torch.Generator().manual_seed(0)],
-                num_inference_steps=NUM_STEPS,
-                guidance_scale=1.0,
-                height=size_px,
-                width=size_px,
-                output_type="latent",
-            ).images
+        latents, states = noise.to(unet.device), states.to(unet.device)
+        computed_in = unet.dtype if dtype is None else torch.float32
+        with nullcontext() if dtype is None else _rounded(components, dtype):
+            for timestep in scheduler.timesteps:
+                given = latents.to(computed_in), timestep, states.to(computed_in)
+                latents = scheduler.step(unet(*given, return_dict=False)[0].float(), timestep, latents).prev_sample
         pixels = LatentSpace(components.vae).decode(latents)
     drawn: np.ndarray = (pixels / 2 + 0.5).clamp(0, 1).cpu().numpy()
     return drawn
@@ -79,15 +82,20 @@ def _rounding(
     path: str, layer: nn.Module, dtype: torch.dtype, weight_of: Callable[[str, Tensor], Tensor]
 ) -> Iterator[None]:
     own: dict[str, Tensor] = {}
+    in_4bit = not all(parameter.is_floating_point() for parameter in layer.parameters())
 
     def lower(_: nn.Module, __: tuple[Any, ...]) -> None:
         for name, parameter in layer.named_parameters(recurse=False):
             own[name] = parameter.data
-            parameter.data = weight_of(f"{path}.{name}", parameter.data).to(dtype).float()
+            if not in_4bit:  # whose matrices are for its own product alone
+                parameter.data = weight_of(f"{path}.{name}", parameter.data).to(dtype).float()
 
-    def restore(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+    def restore(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         for name, parameter in layer.named_parameters(recurse=False):
             parameter.data = own[name]
+        if in_4bit:
+            given = [weight_of(f"{path}.{name}", p.data) for name, p in layer.named_parameters(recurse=False)]
+            output = nn.functional.linear(inputs[0], *[weight.to(dtype).float() for weight in given])
         return output.to(dtype).float()
 
     handles = [layer.register_forward_pre_hook(lower), layer.register_forward_hook(restore)]
@@ -103,7 +111,7 @@ def _rounding(
 def _full_weights(components: Components, stack: ExitStack) -> Callable[[str, Tensor], Tensor]:
     """Return a function from a weight's name and its live value to its value in float32."""
     path = None
-    if components.folder is not None and components.unet.dtype != torch.float32:
+    if components.folder is not None:
         ending = "" if components.variant is None else f".{components.variant}"
         path = components.folder / "unet" / f"{WEIGHTS['unet']}{ending}.safetensors"
     if path is None or not path.is_file():

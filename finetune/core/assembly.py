@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.dataset import ConceptDataset, Dataset
 from data.progress import Progress
@@ -71,7 +71,7 @@ def base(settings: ConceptSettings, accelerator: Accelerator, *, rounded: bool =
     )
     if rounded:  # before it is placed, so that a GPU never holds it in float32
         if not four_bits:
-            components.unet.to(dtype)
+            nn.Module.to(components.unet, dtype)  # diffusers' own way warns of modules that there are none of
         components.text_encoder.to(dtype)  # not the autoencoder: half precision overflows in it
     return placed(as_asked(components, settings), settings, accelerator)
 
