@@ -338,7 +338,7 @@ def _replaced_parameters() -> Iterator[None]:
         return self
 
     own = nn.Module._apply
-    nn.Module._apply = apply  # type: ignore[method-assign, assignment]
+    nn.Module._apply = apply  # type: ignore[method-assign]
     try:
         yield
     finally:
