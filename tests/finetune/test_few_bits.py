@@ -31,9 +31,6 @@ LORA = "pytorch_lora_weights.safetensors"
 def arguments(tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("FILROUGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("finetune.core.assembly.SAMPLING_STEPS", 2)
-    monkeypatch.setattr("finetune.core.exports.SAMPLING_STEPS", 2, raising=False)
-    # a base in 4 bits does not draw what the base on the disk does
-    monkeypatch.setattr("finetune.core.exports._check_reload", lambda *_: None, raising=False)
     images = tmp_path / "images"
     images.mkdir()
     rng = np.random.default_rng(3)
