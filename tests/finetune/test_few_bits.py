@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,6 +27,13 @@ from pipelines.components import FourBits, load_components
 
 EIGHT, FOUR = {"optimizer": "adamw_8bit"}, {"load_in_4bit": True}
 LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
