@@ -311,13 +311,14 @@ def fits(layer: nn.Module | None, factor: Factor, shape: tuple[int, ...]) -> boo
     weight = getattr(base, "weight", None)
     if weight is None:
         return False
+    size = tuple(getattr(weight, "quant_state", weight).shape)  # a matrix in 4 bits is packed
     if factor == "lora_magnitude_vector":
-        return shape == ((weight.shape[0],) if weight.ndim == 2 else (1, weight.shape[0], 1, 1))
-    if weight.ndim != len(shape):
+        return shape == ((size[0],) if len(size) == 2 else (1, size[0], 1, 1))
+    if len(size) != len(shape):
         return False
     if factor == "lora_A":
-        return shape[1:] == tuple(weight.shape[1:])
-    return shape[0] == weight.shape[0] and set(shape[2:]) <= {1}
+        return shape[1:] == size[1:]
+    return shape[0] == size[0] and set(shape[2:]) <= {1}
 
 
 def _adaptable(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:

@@ -315,7 +315,7 @@ def _read_part(
         if not weights:
             return _without_weights(part, folder, four_bits if part == "unet" else None)
         if four_bits is not None and part == "unet":
-            from pipelines.four_bits import keep_for_training, quantizing
+            from pipelines.four_bits import prepare, quantizing
 
             options: Any = quantizing(four_bits.dtype, four_bits.device)
         else:
@@ -339,7 +339,7 @@ def _read_part(
             "they would be random. Fetch the model again."
         )
     if four_bits is not None and part == "unet":
-        keep_for_training(module)
+        prepare(module, four_bits.dtype)
     if isinstance(module, ModelMixin):
         module.register_to_config(_name_or_path="")  # a path of this machine, which an export would carry along
     return module.requires_grad_(False).eval()

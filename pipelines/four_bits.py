@@ -12,7 +12,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from diffusers import BitsAndBytesConfig
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
 from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
-from torch import nn
+from torch import Tensor, nn
 
 _BLOCK_SIZE = 64  # numbers with one scale, bitsandbytes' default
 
@@ -36,13 +36,18 @@ def quantizing(dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, A
         BnB4BitDiffusersQuantizer.validate_environment = checked
 
 
-def keep_for_training(module: nn.Module) -> None:
-    """Have bitsandbytes (0.50.2) leave the weights of a module as they are when it is evaluated on a CPU.
+def prepare(module: nn.Module, dtype: torch.dtype) -> None:
+    """Make a module in 4 bits ready to be trained through, on a CPU and under autocast too. dtype: of its products."""
 
-    It would bring them into a form that no gradient passes through afterwards, and fails at widths like 48.
-    """
+    def lowered(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(dtype) for tensor in inputs)
+
     for layer in module.modules():
         if isinstance(layer, Linear4bit):
+            # autocast knows these layers not: they would answer in the precision of what goes in
+            layer.register_forward_pre_hook(lowered)
+            # evaluated on a CPU, bitsandbytes (0.50.2) would bring the weights into a form that no gradient passes
+            # through afterwards; it fails at widths like 48, too
             layer.support_avx512bf16_for_cpu = False
 
 
@@ -73,4 +78,4 @@ def without_weights(module: nn.Module, dtype: torch.dtype) -> None:
             layer.quant_state = state
             if layer.bias is not None:
                 layer.bias = nn.Parameter(torch.empty(layer.out_features, dtype=dtype))
-    keep_for_training(module)
+    prepare(module, dtype)

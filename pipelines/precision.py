@@ -31,7 +31,7 @@ def precision_notes(components: Components, prompt: str, size_px: int) -> tuple[
     U-Net is made. A U-Net that is kept in 4 bits is told of too, as it was trained on.
     """
     exact = _picture(components, prompt, size_px, torch.float32)
-    kept_in_4bit = any(not p.is_floating_point() for p in components.unet.parameters())
+    kept_in_4bit = getattr(components.unet, "is_loaded_in_4bit", False)
     ways: dict[str, torch.dtype | None] = {str(dtype).removeprefix("torch."): dtype for dtype in LOWER}
     told = []
     for name, dtype in (ways | {"4 bits, as it was trained": None} if kept_in_4bit else ways).items():
@@ -95,7 +95,7 @@ def _rounding(
             parameter.data = own[name]
         if in_4bit:
             given = [weight_of(f"{path}.{name}", p.data) for name, p in layer.named_parameters(recurse=False)]
-            output = nn.functional.linear(inputs[0], *[weight.to(dtype).float() for weight in given])
+            output = nn.functional.linear(inputs[0].float(), *[weight.to(dtype).float() for weight in given])
         return output.to(dtype).float()
 
     handles = [layer.register_forward_pre_hook(lower), layer.register_forward_hook(restore)]

@@ -37,7 +37,8 @@ def optimizer_to_tensors(
         "optimizer": type(optimizer).__name__,
         "groups": groups,
         "shapes": _shapes(optimizer, names),
-        "state": {flat[index]: packer.pack(entries, flat[index]) for index, entries in state["state"].items()},
+        # in the order of the parameters: a tensor that stands in several places is called after the first of them
+        "state": {flat[index]: packer.pack(state["state"][index], flat[index]) for index in sorted(state["state"])},
     }
     extra = {key: value for key, value in state.items() if key not in ("state", "param_groups")}
     described["extra"] = packer.pack(extra, "optimizer")

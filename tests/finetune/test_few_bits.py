@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,13 +29,17 @@ EIGHT, FOUR = {"optimizer": "adamw_8bit"}, {"load_in_4bit": True}
 LORA = "pytorch_lora_weights.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
 @pytest.fixture
 def arguments(tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("FILROUGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("finetune.core.assembly.SAMPLING_STEPS", 2)
-    monkeypatch.setattr("finetune.core.exports.SAMPLING_STEPS", 2, raising=False)
-    # a base in 4 bits does not draw what the base on the disk does
-    monkeypatch.setattr("finetune.core.exports._check_reload", lambda *_: None, raising=False)
     images = tmp_path / "images"
     images.mkdir()
     rng = np.random.default_rng(3)
