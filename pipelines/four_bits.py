@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
 from diffusers import BitsAndBytesConfig
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
 from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
@@ -67,14 +67,11 @@ def without_weights(module: nn.Module, dtype: torch.dtype) -> None:
                 quant_type="nf4",
                 dtype=dtype,
             )
-            layer.weight = Params4bit(
-                torch.empty((numbers + 1) // 2, 1, dtype=torch.uint8),
-                quant_state=state,
-                quant_type="nf4",
-                compress_statistics=False,
-                bnb_quantized=True,
-                module=layer,
-            )
+            weight = nn.Parameter(torch.empty((numbers + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+            # what bitsandbytes' own class of parameters carries, which cannot be made of a fake tensor
+            for name, value in (("quant_state", state), ("quant_type", "nf4"), ("compress_statistics", False)):
+                setattr(weight, name, value)
+            layer.weight = weight
             layer.quant_state = state
             if layer.bias is not None:
                 layer.bias = nn.Parameter(torch.empty(layer.out_features, dtype=dtype))
