@@ -13,6 +13,7 @@ from diffusers import BitsAndBytesConfig
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
 from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 _BLOCK_SIZE = 64  # numbers with one scale, bitsandbytes' default
 
@@ -54,7 +55,8 @@ def prepare(module: nn.Module, dtype: torch.dtype) -> None:
 def without_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Put layers of 4 bits, holding what the memory holds, in the place of a module's matrices."""
     module.to(dtype)
-    replace_with_bnb_linear(module, modules_to_not_convert=[], quantization_config=_config(dtype))
+    with _disable_current_modes():  # the layers are made on the meta device, which a FakeTensorMode would change
+        replace_with_bnb_linear(module, modules_to_not_convert=[], quantization_config=_config(dtype))
     module.is_loaded_in_4bit = True  # type: ignore[assignment]
     for layer in module.modules():
         if isinstance(layer, Linear4bit):
