@@ -69,6 +69,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
     what to write for less memory, asked for when memory did not suffice.
     """
     keep_freed_memory()
+    hide_bitsandbytes()
     _quiet_library_bars()
     try:
         main()

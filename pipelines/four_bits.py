@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
 from diffusers import BitsAndBytesConfig
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer
 from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 _BLOCK_SIZE = 64  # numbers with one scale, bitsandbytes' default
 
@@ -54,7 +55,8 @@ def prepare(module: nn.Module, dtype: torch.dtype) -> None:
 def without_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Put layers of 4 bits, holding what the memory holds, in the place of a module's matrices."""
     module.to(dtype)
-    replace_with_bnb_linear(module, modules_to_not_convert=[], quantization_config=_config(dtype))
+    with _disable_current_modes():  # the layers are made on the meta device, which a FakeTensorMode would change
+        replace_with_bnb_linear(module, modules_to_not_convert=[], quantization_config=_config(dtype))
     module.is_loaded_in_4bit = True  # type: ignore[assignment]
     for layer in module.modules():
         if isinstance(layer, Linear4bit):
@@ -67,14 +69,11 @@ def without_weights(module: nn.Module, dtype: torch.dtype) -> None:
                 quant_type="nf4",
                 dtype=dtype,
             )
-            layer.weight = Params4bit(
-                torch.empty((numbers + 1) // 2, 1, dtype=torch.uint8),
-                quant_state=state,
-                quant_type="nf4",
-                compress_statistics=False,
-                bnb_quantized=True,
-                module=layer,
-            )
+            weight = nn.Parameter(torch.empty((numbers + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
+            # what bitsandbytes' own class of parameters carries, which cannot be made of a fake tensor
+            for name, value in (("quant_state", state), ("quant_type", "nf4"), ("compress_statistics", False)):
+                setattr(weight, name, value)
+            layer.weight = weight
             layer.quant_state = state
             if layer.bias is not None:
                 layer.bias = nn.Parameter(torch.empty(layer.out_features, dtype=dtype))

@@ -330,8 +330,8 @@ def _replaced_parameters() -> Iterator[None]:
             apply(child, fn)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                if parameter is not None:
-                    self._parameters[name] = nn.Parameter(fn(parameter), parameter.requires_grad)
+                if parameter is not None and (applied := fn(parameter)) is not parameter:
+                    self._parameters[name] = nn.Parameter(applied, parameter.requires_grad)
             for name, buffer in self._buffers.items():
                 if buffer is not None:
                     self._buffers[name] = fn(buffer)
