@@ -33,7 +33,7 @@ COLUMNS = (
     "times as fast",
     "second run, first epoch",
     "times as fast as plain",
-    "pictures encoded, first run",
+    "pictures into the VAE, first run",
     "second run",
 )
 

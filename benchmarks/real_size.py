@@ -76,7 +76,7 @@ COLUMNS = (
     f"of {LONG_RUN} steps",
     "peak in training, GiB",
     "peak, GiB",
-    "pictures encoded",
+    "pictures into the VAE",
 )
 
 
