@@ -13,12 +13,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipelines.base_folders import WEIGHTS
-from pipelines.components import Components
+from pipelines.components import Components, present
 from pipelines.conditioning import TextConditioner
 from pipelines.sampling import evaluating
 from pipelines.spaces import LatentSpace
 
-NUM_STEPS = 4  # of the quick picture: enough to see what is rounded, few enough to be cheap
+NUM_STEPS = 2  # of the quick picture, which must not cost what training does
 LOWER = (torch.bfloat16, torch.float16)
 
 
@@ -54,14 +54,16 @@ def _picture(components: Components, prompt: str, size_px: int, dtype: torch.dty
     scheduler.set_timesteps(NUM_STEPS)
     noise = torch.randn((1, unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0))
     with evaluating(unet, components.vae, components.text_encoder):
-        states = TextConditioner(components.tokenizer, components.text_encoder).encode([prompt]).float()
+        with present(components, ("text_encoder",)):
+            states = TextConditioner(components.tokenizer, components.text_encoder).encode([prompt]).float()
         latents, states = noise.to(unet.device), states.to(unet.device)
         computed_in = unet.dtype if dtype is None else torch.float32
         with nullcontext() if dtype is None else _rounded(components, dtype):
             for timestep in scheduler.timesteps:
                 given = latents.to(computed_in), timestep, states.to(computed_in)
                 latents = scheduler.step(unet(*given, return_dict=False)[0].float(), timestep, latents).prev_sample
-        pixels = LatentSpace(components.vae).decode(latents)
+        with present(components, ("vae",)):
+            pixels = LatentSpace(components.vae).decode(latents)
     drawn: np.ndarray = (pixels / 2 + 0.5).clamp(0, 1).cpu().numpy()
     return drawn
 

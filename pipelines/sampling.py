@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from data.errors import NonFiniteError, SettingsError
 from pipelines.spaces import LatentSpace
+
+Awake = Callable[[Sequence[str]], AbstractContextManager[None]]
 
 _SIZE_STEP_PX = 8  # a pipeline of diffusers takes no other sizes
 
@@ -28,6 +30,7 @@ def sample(
     width: int | None = None,
     progress: Callable[[int], object] | None = None,
     negative_prompts: Sequence[str] | None = None,
+    awake: Awake = lambda _: nullcontext(),
 ) -> np.ndarray:
     """Return one image for each pair of prompt and seed, float32 (N, H, W, 3) in [0, 1].
 
@@ -36,7 +39,8 @@ def sample(
     evaluation mode and back; global generators are not touched.
     guidance_scale: of classifier-free guidance (Ho and Salimans 2022), 1 or less is none. batch_size: images drawn
     together. height, width: in pixels, multiples of 8; None is the model's own. progress: called after each batch with
-    the number of images in it. negative_prompts: what each image is guided away from; None is the empty prompt.
+    the number of images in it. negative_prompts: what each image is guided away from; None is the empty prompt. awake:
+    has the parts it names in memory inside, "text_encoder" or "vae", where they are not there all the time.
     Raises SettingsError for sizes that cannot be drawn, NonFiniteError for images that are black or not finite.
     """
     assert len(prompts) == len(seeds) > 0, f"{len(prompts)} prompts for {len(seeds)} seeds"
@@ -46,7 +50,8 @@ def sample(
     space = LatentSpace(pipeline.vae)
     pictures = np.empty((len(prompts), *size, 3), dtype=np.float32)
     with torch.no_grad(), evaluating(pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        states = {text: _states(pipeline, text) for text in dict.fromkeys([*negatives, *prompts])}
+        with awake(("text_encoder",)):
+            states = {text: _states(pipeline, text) for text in dict.fromkeys([*negatives, *prompts])}
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             latents = pipeline(
@@ -59,7 +64,8 @@ def sample(
                 width=size[1],
                 output_type="latent",
             ).images
-            pixels = (space.decode(latents) / 2 + 0.5).clamp(0, 1)
+            with awake(("vae",)):
+                pixels = (space.decode(latents) / 2 + 0.5).clamp(0, 1)
             pictures[batch] = pixels.permute(0, 2, 3, 1).cpu().numpy()
             _refuse_empty(pictures[batch], prompts[batch], seeds[batch])
             if progress is not None:

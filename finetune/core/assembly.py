@@ -43,9 +43,9 @@ from pipelines.sheets import Row, save_png, sheet
 from pipelines.spaces import LatentSpace
 
 GUIDANCE_SCALE = 3.0  # of the pictures a run draws of itself
-SAMPLING_STEPS = 20
+SAMPLING_STEPS = 30  # of the sheets that a user asks for
 PREVIEW_PROMPTS = 4  # of a run with more captions
-VALIDATION_IMAGES = 16
+VALIDATION_IMAGES, FEWEST_VALIDATION_IMAGES = 16, 4
 VALIDATION_BINS = 4
 NEAREST_WORDS = 5
 MOST_IDENTIFIERS = (
@@ -276,20 +276,25 @@ def validation(
     averaged: tuple[WholeModule, ...] = (),
 ) -> Callable[[], dict[str, float]] | None:
     """Return a measure of the loss on held-out images, at fixed noise and timesteps; None where there are none."""
-    images = dataset.held_out_pixels(VALIDATION_IMAGES)
+    # a larger image says more, and costs more: as many pixels as sixteen images of 128 px have, or four images
+    num_images = VALIDATION_IMAGES * 128**2 // dataset.resolution**2
+    num_images = max(min(num_images, VALIDATION_IMAGES), min(FEWEST_VALIDATION_IMAGES, VALIDATION_IMAGES))
+    images = dataset.held_out_pixels(num_images)
     if not images:
         return None
     measured = ValidationLoss(
         objective,
         images,
         seed=settings.seed,
-        num_images=VALIDATION_IMAGES,
+        num_images=num_images,
         num_bins=VALIDATION_BINS,
         batch_size=settings.train_batch_size,
         modules=(components.unet, components.text_encoder),
     )
 
     def measure() -> dict[str, float]:
+        if isinstance(objective.space, EncodedSpace):
+            objective.space.ahead(iter(measured.pixels))
         with averages(averaged):
             return measured.measure()
 

@@ -21,12 +21,13 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
 
 from data.errors import DiskError, OutputError
 from finetune.core import files
@@ -40,6 +41,10 @@ _LOCK = ".lock"
 _STALE = (".tmp-", ".trash-")
 _FEWEST_KEPT = 2
 _SPACE_FACTOR = 1.2
+_NUM_READERS = 4  # files of a checkpoint that are read at once
+
+Name = TypeVar("Name")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -240,7 +245,7 @@ class CheckpointStore:
         assert _MANIFEST not in names, f"{_MANIFEST} is written here"
         for name in names:
             files.sync_file(folder / name)
-        records = {name: _record(folder / name) for name in names}
+        records = dict(zip(names, _side_by_side(lambda name: _record(folder / name), names), strict=True))
         files.write_bytes(folder / _MANIFEST, _manifest_bytes(step, self.run_id, records))
         files.sync_file(folder / _MANIFEST)
         for subfolder in (*reversed(subfolders), folder):
@@ -389,6 +394,12 @@ def _record(path: Path) -> FileRecord:
         return FileRecord(size=os.fstat(file.fileno()).st_size, sha256=digest)
 
 
+def _side_by_side(work: Callable[[Name], Result], items: Iterable[Name]) -> list[Result]:
+    """Return the results for all items, in their order; hashing and reading leave the interpreter to the others."""
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return list(pool.map(work, items))
+
+
 def _size_problem(folder: Path, name: str, record: FileRecord) -> str | None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\0" in name:
@@ -402,13 +413,15 @@ def _size_problem(folder: Path, name: str, record: FileRecord) -> str | None:
 
 def _compare_hashes(checkpoint: Checkpoint) -> None:
     """Raise OutputError, which names every file whose content is not that of the manifest."""
-    problems = []
-    for name, record in checkpoint.files.items():
+
+    def problem(name: str) -> str | None:
         try:
-            if _record(checkpoint.folder / name) != record:
-                problems.append(f"{name}: its content is not what was written (sha256).")
+            same = _record(checkpoint.folder / name) == checkpoint.files[name]
         except OSError as error:
-            problems.append(f"{name}: {error.strerror}.")
+            return f"{name}: {error.strerror}."
+        return None if same else f"{name}: its content is not what was written (sha256)."
+
+    problems = [found for found in _side_by_side(problem, checkpoint.files) if found is not None]
     if problems:
         raise OutputError(str(checkpoint.folder), *problems)
 

@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from data.dataset import ConceptDataset, Dataset
 from data.errors import OutputError
 from finetune.core import files
-from finetune.core.assembly import GUIDANCE_SCALE, SAMPLING_STEPS
+from finetune.core.assembly import GUIDANCE_SCALE
 from finetune.core.card import write_fine_tuned_card
 from finetune.core.settings import ConceptSettings
 from finetune.core.token_rows import TokenRows
@@ -34,6 +34,7 @@ from pipelines.runs import FACTS_NAME, is_whole
 from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
+SAMPLING_STEPS = 12  # of the picture at the end, which every run draws
 _NUM_SCALED = 500  # pictures on which the scale of latents is measured
 
 
@@ -75,7 +76,7 @@ def fine_tuned(
             "height": size_px,
             "width": size_px,
         }
-        with averages(averaged), present(components):
+        with averages(averaged):
             for artefact in artefacts:
                 artefact.write(folder, header)
             verify(artefacts, folder, components, prompt, size_px)
@@ -134,17 +135,19 @@ def whole(components: Components) -> Artefact:
 
     def write(folder: Path, header: Mapping[str, str]) -> None:
         assert all(module.dtype == torch.float32 for module in _modules(components).values()), "nothing was rounded"
-        build_pipeline(components).save_pretrained(folder)
+        with present(components):
+            build_pipeline(components).save_pretrained(folder)
         files.write_json_atomic(folder / FACTS_NAME, json.loads(header[FACTS_KEY]))
 
     def read_back(folder: Path) -> list[str]:
-        return [
-            f"{part}/{problem}"
-            for part, module in _modules(components).items()
-            for problem in tensor_problems(folder / part, module.state_dict())
-        ]
+        with present(components):
+            return [
+                f"{part}/{problem}"
+                for part, module in _modules(components).items()
+                for problem in tensor_problems(folder / part, module.state_dict())
+            ]
 
-    return Artefact(write, read_back, reloaded=partial(with_modules, parts=tuple(_modules(components))))
+    return Artefact(write, read_back, reloaded=partial(with_modules, parts=("unet", "text_encoder")))
 
 
 def autoencoder(part: WholeModule, dataset: Dataset) -> Callable[[Path], list[str]]:
@@ -236,6 +239,7 @@ def _final_picture(components: Components, prompt: str, size_px: int) -> np.ndar
         batch_size=1,
         height=size_px,
         width=size_px,
+        awake=partial(present, components),
     )[0]
 
 

@@ -94,7 +94,7 @@ def train(
             _sum_gradients(parameters, accelerator)
             loss = float(_summed(loss_sum, accelerator)) / global_batch
             accelerator.unscale_gradients(stepper)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+            norm = _clipped(parameters, settings.max_grad_norm)
             if not math.isfinite(norm) and accelerator.scaler is not None and math.isfinite(loss):
                 skipped += 1
             else:
@@ -249,6 +249,18 @@ def _sum_gradients(parameters: list[torch.nn.Parameter], accelerator: Accelerato
     summed: Tensor = accelerator.reduce(flat, reduction="sum")
     for gradient, part in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def _clipped(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale gradients with a larger norm than max_norm down to it, and return the norm that they had.
+
+    clip_grad_norm_ writes all of them also where it multiplies by 1, which takes a tenth of a step of 860 M weights.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    value = float(norm)
+    if not value + 1e-6 <= max_norm:  # as clip_grads_with_norm_ would; not a number, too
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return value
 
 
 def _summed(value: Tensor, accelerator: Accelerator) -> Tensor:

@@ -66,7 +66,7 @@ class ValidationLoss:
         self._objective, self._seed, self._batch_size = objective, seed, batch_size
         self._modules, self._device = tuple(modules), device
         self._captions = tuple(caption for caption, _ in chosen)
-        self._pixels = torch.from_numpy(np.stack([images[caption][index] for caption, index in chosen]))
+        self.pixels = torch.from_numpy(np.stack([images[caption][index] for caption, index in chosen]))
         edges = [num_timesteps * k // num_bins for k in range(num_bins + 1)]
         self._names = [f"{TOTAL}_t{first}_{end - 1}" for first, end in pairwise(edges)]
         self._samples = [
@@ -90,7 +90,7 @@ class ValidationLoss:
 
     def _losses(self, samples: Sequence[_Sample]) -> Tensor:
         objective = self._objective
-        mean, std = objective.space.moments(self._pixels[[sample.image for sample in samples]].to(self._device))
+        mean, std = objective.space.moments(self.pixels[[sample.image for sample in samples]].to(self._device))
         shape = tuple(mean.shape[1:])
         noise = [draws.normal(self._seed, f"validation-noise-{s.bin}", [s.image], shape) for s in samples]
         return noise_losses(

@@ -22,7 +22,7 @@ from data.errors import OutputError
 from finetune.core import draws
 from finetune.core.token_rows import TokenRows
 from pipelines.adapters import load_adapter
-from pipelines.components import Components, build_pipeline
+from pipelines.components import Components, build_pipeline, present
 from pipelines.conditioning import TextConditioner
 from pipelines.embeddings import load_embeddings
 from pipelines.sampling import evaluating
@@ -53,8 +53,9 @@ def verify(artefacts: Sequence[Artefact], folder: Path, components: Components, 
     """
     problems = [problem for artefact in artefacts for problem in artefact.read_back(folder)]
     if not problems:
-        expected = predicted(components, prompt, size_px)
         with ExitStack() as stack:
+            stack.enter_context(present(components, ("text_encoder",)))
+            expected = predicted(components, prompt, size_px)
             there = components
             for artefact in artefacts:
                 there = stack.enter_context(artefact.reloaded(folder, there))
@@ -96,7 +97,8 @@ def tensor_problems(path: Path, expected: Mapping[str, Tensor]) -> list[str]:
     problems = []
     for file in files:
         try:
-            with safe_open(file, framework="pt") as stored:
+            # mapped, the pages of the whole file would stay in the memory
+            with safe_open(file, framework="pt", backend="pread") as stored:
                 for name in stored.keys():  # noqa: SIM118
                     found.add(name)
                     if name not in expected:
