@@ -24,7 +24,6 @@ from finetune.core import files, hub
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.contradictions import TYPED
 from finetune.core.cost import Meter
-from finetune.core.curves import draw_curves
 from finetune.core.hardware import require
 from finetune.core.loop import train
 from finetune.core.memory import forecast
@@ -116,6 +115,8 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
                 if meter.done:
                     print("prepared    " + ", ".join(f"{count:,} {name}" for name, count in meter.done.items()))
                 print("\n".join(how_to_use))
+                from finetune.core.curves import draw_curves  # matplotlib, which a dry run has no use for
+
                 draw_curves(tracker.path, run_dir / "curves.png")
         except BaseException as error:
             last = store.find_latest()

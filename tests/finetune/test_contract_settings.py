@@ -1,7 +1,7 @@
 """Every method from its first step to its export, in each precision, with each optimizer, with and without checkpoints.
 
-A method's runs take one optimizer each, and go round over precision and gradient checkpointing, so that each method
-meets each optimizer and each pair of the others.
+A method's runs take one optimizer each, and go round over precision and gradient checkpointing: each method meets every
+optimizer and every pair of the others. AdamW in float32 without checkpoints is tests/finetune/test_contract.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from finetune.core.optimizer_options import OptimizerName
 from tests.finetune.test_contract import EVERY_ROW, _run, arguments, scans  # noqa: F401
 
-OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+OPTIMIZERS: tuple[OptimizerName, ...] = tuple(name for name in get_args(OptimizerName) if name != "adamw")
 WAYS = tuple(product(("bf16", "no"), (True, False)))  # precision, gradient checkpointing
 RATES = {"prodigy": {"learning_rate": 1.0, "text_encoder_lr": None}}
 
@@ -45,4 +45,4 @@ def test_a_run_comes_to_its_export(name: str, optimizer: OptimizerName, argument
 
 
 def test_every_method_meets_every_pair_of_precision_and_checkpointing() -> None:
-    assert len(OPTIMIZERS) >= len(WAYS)
+    assert len(OPTIMIZERS) == len(WAYS)  # so that each row goes round once
