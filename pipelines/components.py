@@ -234,8 +234,8 @@ def load_components(
 
 def release(components: Components, parts: Iterable[str]) -> None:
     """Free the memory of frozen parts, such as "vae", until `present` or `recall` reads their weights again."""
-    assert components.folder is not None, "parts that cannot be read again are kept"
     for part in set(parts) - components.released.keys():
+        assert components.folder is not None, "parts that cannot be read again are kept"
         components.released[part] = weights_fingerprint(getattr(components, part))
         for parameter in getattr(components, part).parameters():
             assert not parameter.requires_grad, f"{part} is trained"

@@ -254,14 +254,15 @@ def _read_yaml(
     except yaml.YAMLError as error:
         layer.problems.append(f"{path}: expected YAML, but {' '.join(str(error).split())}.")
     else:
-        keys = {key.value for key, _ in root.value} if isinstance(root, yaml.MappingNode) else set()
+        pairs = root.value if isinstance(root, yaml.MappingNode) else []
+        keys = {key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)}
         if not sections or (rank >= TYPED and "all" not in keys):
             _read_options(model_class, path, root, layer)
             return layer
         if root is not None and not isinstance(root, yaml.MappingNode):
             layer.problems.append(f"{path}: found {_kind(root)}, expected sections of options.")
             return layer
-        found = {key.value: node for key, node in root.value} if root is not None else {}
+        found = {key.value: node for key, node in pairs if isinstance(key, yaml.ScalarNode)}
         for section in sections:
             part = _Layer(layer.name, rank)
             _read_options(model_class, path, found.get(section), part)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.errors import SettingsError
 from finetune.core.encodings import EncodedConditioner, EncodedSpace, EncodingStore, group_size, identity
-from pipelines.components import SWATCH, Components, load_components, present, release
+from pipelines.components import Components, load_components, present, release
 from pipelines.conditioning import TextConditioner
 from pipelines.spaces import LatentSpace
 
@@ -95,7 +95,7 @@ def test_what_is_encoded_ahead_is_not_encoded_again_and_groups_have_one_size() -
 @pytest.mark.parametrize("base", ["swatch", "tiny"])
 def test_an_image_has_the_same_bits_beside_any_others(base: str, tiny_base_dir: Path) -> None:
     """So a result does not depend on what a store held; and close to what the image gets alone."""
-    components = load_components(str(SWATCH) if base == "swatch" else str(tiny_base_dir))
+    components = load_components("swatch" if base == "swatch" else str(tiny_base_dir))
     space, images = LatentSpace(components.vae), _images(20, 32)
     orders = ([*range(20)], [*range(19, -1, -1)], [3, 17])
     found = []

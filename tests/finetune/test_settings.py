@@ -105,6 +105,7 @@ OTHER: dict[str, Any] = {
     "conv_alpha": 1.0,
     "lora_dropout": 0.1,
     "use_dora": True,
+    "load_in_4bit": True,
     "train_text_encoder": True,
     "text_encoder_lr": 1e-5,
     "text_encoder_rank": 2,

@@ -70,7 +70,7 @@ def test_a_whole_model_gets_stacks_in_grey_values(
 ) -> None:
     folder = tmp_path / "whole"
     components = load_components(str(tiny_base_dir))
-    whole(components)(folder, {FACTS_KEY: json.dumps(facts_of(tiny_base_dir, 25.0, "dry"))})
+    whole(components).write(folder, {FACTS_KEY: json.dumps(facts_of(tiny_base_dir, 25.0, "dry"))})
     assert run("--adapter", folder, "--prompts", prompts, "--output_dir", tmp_path / "out") == 0
     assert [path.name for path in (tmp_path / "out").glob("*.tif")] == ["000-dry.tif"]
     stack = tifffile.imread(tmp_path / "out" / "000-dry.tif")
