@@ -169,10 +169,11 @@ def test_a_choice_is_written_and_drawn_with(evaluation: Path, run: Path, tmp_pat
             assert step == (choice["step"] if select == "best" else int(select))
     assert (drawn["3"] == drawn["last"]).all()
     assert (drawn["1"] != drawn["3"]).any()
-    # what the evaluation drew of checkpoint 1, to the bit
+    # what the evaluation drew of checkpoint 1
     index = json.loads((evaluation / "images.json").read_text())
     (entry,) = (e for e in index if (e["model"], e["prompt"], e["seed"]) == ("run @1", "a red circle", 2))
-    assert (np.asarray(Image.open(evaluation / entry["file"])) == drawn["1"]).all()
+    stored = np.asarray(Image.open(evaluation / entry["file"]), int)
+    assert np.abs(stored - drawn["1"]).max() <= 1  # merged adapters round elsewhere than factors beside the weights
 
 
 def test_a_second_call_draws_nothing_and_a_wider_one_only_what_is_new(
