@@ -70,8 +70,8 @@ class Forecast:
         return [told, room if fits else f"{room}. {_REMEDY}"]
 
 
-# On the CPU, set by three methods that were measured (docs/memory.md): what the heap keeps between blocks that were freed,
-# as a share of the activations, and the pages of libraries that only a run reads.
+# On the CPU, set by three methods that were measured (docs/memory.md): what the heap keeps between blocks that were
+# freed, as a share of the activations, and the pages of libraries that only a run reads.
 _HEAP_SHARE = 0.25
 _PAGES_READ_LATER = 40 << 20
 _REMEDY = "See configs/memory/ for smaller batches, checkpointed gradients, 8-bit optimizers and 4-bit bases."

@@ -136,10 +136,10 @@ def with_adapters(folder: Path, components: Components, trained: str) -> Iterato
     try:
         yield components
     finally:
-        pipeline.delete_adapters(name)
         for module in (components.unet, components.text_encoder):
             if trained in (getattr(module, "peft_config", None) or {}):
-                module.set_adapter(trained)
+                module.set_adapter(trained)  # first: peft warns where an active adapter is deleted
+        pipeline.delete_adapters(name)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def draw_in_processes(
     needs = {label: base.need for label, base in bases.items()}
     threads = max(1, torch.get_num_threads() // num_processes)
     context = multiprocessing.get_context(_METHOD)
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["data.without_bitsandbytes", __name__])
     with ProcessPoolExecutor(
         num_processes,
         mp_context=context,
