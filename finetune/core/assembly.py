@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from data.dataset import ConceptDataset, Dataset
@@ -206,11 +206,12 @@ def encoded_ahead(
     space, conditioner = objective.space, objective.conditioner
     assert isinstance(space, EncodedSpace)
     sources = [dataset] if prior is None else [dataset, prior]
+    is_follower = not PartialState().is_main_process
 
     def encode(positions: Sequence[int]) -> Mapping[str, int]:
         store = space.store
         made, found = store.num_made, store.num_found
-        with Progress(total=len(positions) * len(sources), unit="image", desc="encode") as bar:
+        with Progress(total=len(positions) * len(sources), unit="image", desc="encode", disable=is_follower) as bar:
 
             def images() -> Iterator[Tensor]:
                 for source in sources:
