@@ -208,7 +208,8 @@ def _put_clocks(clock: _Clock) -> None:
     around(AutoencoderKL, "encode", "vae", pictures)
     around(AutoencoderKL, "decode", "vae")
     around(CLIPTextModel, "forward", "text_encoder", lambda _, ids=None, *__, **k: len(k.get("input_ids", ids)))
-    around(torch.nn.utils, "clip_grad_norm_", "clip")
+    for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
+        around(torch.nn.utils, name, "clip")
 
     forward = UNet2DConditionModel.forward
 
