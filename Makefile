@@ -28,7 +28,7 @@ environment: .venv/installed
 demo: .venv/installed
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml finetune/lora.py --concept sf_dry \
 	    --max_train_steps 500 --output_dir $(DEMO) --overwrite_output_dir
-	$(BIN)/python pipelines/compare.py --adapter $(DEMO) --num_images 48
+	$(BIN)/python pipelines/compare.py --adapter $(DEMO) --num_images 64
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile

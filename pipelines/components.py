@@ -35,6 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
+from data.freed_memory import returning_freed_memory
 from pipelines.base_folders import (
     PARTS,
     first_line,
@@ -99,7 +100,8 @@ class Components:
     takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
     that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32, float16 or
     4 bits; empty where its weights were not read. folder, variant: where the weights can be read again; None for a
-    model from nothing. released: the fingerprints of the parts whose memory is free at present.
+    model from nothing. released: the parts whose memory is free at present. hashes: the fingerprints of those that were
+    released once.
     """
 
     name: str
@@ -114,7 +116,8 @@ class Components:
     fingerprint: str
     folder: Path | None = None
     variant: str | None = None
-    released: dict[str, str] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_weights(self) -> bool:
@@ -234,9 +237,11 @@ def load_components(
 
 def release(components: Components, parts: Iterable[str]) -> None:
     """Free the memory of frozen parts, such as "vae", until `present` or `recall` reads their weights again."""
-    for part in set(parts) - components.released.keys():
+    for part in set(parts) - components.released:
         assert components.folder is not None, "parts that cannot be read again are kept"
-        components.released[part] = weights_fingerprint(getattr(components, part))
+        if part not in components.hashes:
+            components.hashes[part] = weights_fingerprint(getattr(components, part))
+        components.released.add(part)
         for parameter in getattr(components, part).parameters():
             assert not parameter.requires_grad, f"{part} is trained"
             parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
@@ -258,7 +263,8 @@ def recall(components: Components, parts: Iterable[str] = ("vae", "text_encoder"
         module = getattr(components, part)
         for live, again in zip(module.parameters(), read.parameters(), strict=True):
             live.data = again.data.to(live.device, live.dtype)
-        if weights_fingerprint(module) != components.released.pop(part):
+        components.released.remove(part)
+        if weights_fingerprint(module) != components.hashes[part]:
             raise SettingsError(
                 str(components.folder / part),
                 "its weights are not those that the run began with: the files were changed while it ran. Restore them.",
@@ -268,12 +274,19 @@ def recall(components: Components, parts: Iterable[str] = ("vae", "text_encoder"
 
 @contextmanager
 def present(components: Components, parts: Iterable[str] = ("vae", "text_encoder")) -> Iterator[None]:
-    """Have parts in memory for a while, which are released again afterwards where they were before."""
-    gone = recall(components, parts)
-    try:
+    """Have parts in memory for a while, which are released again afterwards where they were before.
+
+    Where they were, memory is short: what is freed inside does not stay with the process.
+    """
+    if all(part not in components.released for part in parts):
         yield
-    finally:
-        release(components, gone)
+        return
+    with returning_freed_memory():
+        gone = recall(components, parts)
+        try:
+            yield
+        finally:
+            release(components, gone)
 
 
 def build_pipeline(components: Components, scheduler: Any | None = None) -> StableDiffusionPipeline:

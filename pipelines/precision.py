@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -18,54 +18,67 @@ from pipelines.conditioning import TextConditioner
 from pipelines.sampling import evaluating
 from pipelines.spaces import LatentSpace
 
-NUM_STEPS = 2  # of the quick picture, which must not cost what training does
+NUM_STEPS, LARGEST_PX = 2, 128  # of the quick picture, which must not cost what training does
 LOWER = (torch.bfloat16, torch.float16)
 
 
 def precision_notes(components: Components, prompt: str, size_px: int) -> tuple[str, ...]:
     """Return in lines by how much a quick picture of a prompt differs in bfloat16 and float16 from float32's.
 
-    The picture is drawn in NUM_STEPS steps of DDIM (Song et al. 2021) without guidance; each time the U-Net's weights
-    and what each layer gives are rounded to the precision, and the sums are taken in float32, which every device can
-    do. Frozen weights that a run keeps in fewer bits are read in full from the base's files, layer by layer: no second
-    U-Net is made. A U-Net that is kept in 4 bits is told of too, as it was trained on.
+    The picture is drawn in NUM_STEPS steps of DDIM (Song et al. 2021) without guidance, at size_px or LARGEST_PX,
+    whichever is smaller; each time the U-Net's weights and what each layer gives are rounded to the precision, and the
+    sums are taken in float32, which every device can do. Frozen weights that a run keeps in fewer bits are read in full
+    from the base's files, layer by layer: no second U-Net is made. A U-Net that is kept in 4 bits is told of too, as it
+    was trained on.
     """
-    exact = _picture(components, prompt, size_px, torch.float32)
+    latent_px = components.vae_scale_factor
+    size_px = min(size_px, LARGEST_PX // latent_px * latent_px)
     kept_in_4bit = getattr(components.unet, "is_loaded_in_4bit", False)
     ways: dict[str, torch.dtype | None] = {str(dtype).removeprefix("torch."): dtype for dtype in LOWER}
+    ways |= {"4 bits, as it was trained": None} if kept_in_4bit else {}
+    exact, *pictures = _pictures(components, prompt, size_px, [torch.float32, *ways.values()])
     told = []
-    for name, dtype in (ways | {"4 bits, as it was trained": None} if kept_in_4bit else ways).items():
-        difference = 255 * np.abs(_picture(components, prompt, size_px, dtype) - exact)
+    for name, picture in zip(ways, pictures, strict=True):
+        difference = 255 * np.abs(picture - exact)
         if np.isfinite(difference).all():
             told.append(f"{difference.mean():.2g} on average and {difference.max():.2g} at most in {name}")
         else:
             told.append(f"{name} overflows, do not draw in it")
     return (
-        f"Precision of use: of 255 grey levels, a quick picture ({NUM_STEPS} steps) differs from float32's by "
-        f"{'; by '.join(told)}.",
+        f"Precision of use: of 255 grey levels, a quick picture ({NUM_STEPS} steps, {size_px} px) differs from "
+        f"float32's by {'; by '.join(told)}.",
     )
 
 
 @torch.no_grad()
-def _picture(components: Components, prompt: str, size_px: int, dtype: torch.dtype | None) -> np.ndarray:
-    """Return a quick picture (1, 3, H, W) in [0, 1]. dtype: what is rounded to; None takes the U-Net as it is."""
+def _pictures(
+    components: Components, prompt: str, size_px: int, dtypes: Sequence[torch.dtype | None]
+) -> list[np.ndarray]:
+    """Return a quick picture (3, H, W) in [0, 1] for each precision that is rounded to; None takes the U-Net as it is.
+
+    Each of the other parts is in memory once, and not beside another.
+    """
+    with evaluating(components.unet, components.vae, components.text_encoder):
+        with present(components, ("text_encoder",)):
+            states = TextConditioner(components.tokenizer, components.text_encoder).encode([prompt]).float()
+        latents = [_latents(components, states, size_px, dtype) for dtype in dtypes]
+        with present(components, ("vae",)):
+            pixels = LatentSpace(components.vae).decode(torch.cat(latents))
+    return list((pixels / 2 + 0.5).clamp(0, 1).cpu().numpy())
+
+
+def _latents(components: Components, states: Tensor, size_px: int, dtype: torch.dtype | None) -> Tensor:
     unet, side = components.unet, size_px // components.vae_scale_factor
     scheduler = DDIMScheduler.from_config(components.scheduler.config)
     scheduler.set_timesteps(NUM_STEPS)
     noise = torch.randn((1, unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(0))
-    with evaluating(unet, components.vae, components.text_encoder):
-        with present(components, ("text_encoder",)):
-            states = TextConditioner(components.tokenizer, components.text_encoder).encode([prompt]).float()
-        latents, states = noise.to(unet.device), states.to(unet.device)
-        computed_in = unet.dtype if dtype is None else torch.float32
-        with nullcontext() if dtype is None else _rounded(components, dtype):
-            for timestep in scheduler.timesteps:
-                given = latents.to(computed_in), timestep, states.to(computed_in)
-                latents = scheduler.step(unet(*given, return_dict=False)[0].float(), timestep, latents).prev_sample
-        with present(components, ("vae",)):
-            pixels = LatentSpace(components.vae).decode(latents)
-    drawn: np.ndarray = (pixels / 2 + 0.5).clamp(0, 1).cpu().numpy()
-    return drawn
+    latents, states = noise.to(unet.device), states.to(unet.device)
+    computed_in = unet.dtype if dtype is None else torch.float32
+    with nullcontext() if dtype is None else _rounded(components, dtype):
+        for timestep in scheduler.timesteps:
+            given = latents.to(computed_in), timestep, states.to(computed_in)
+            latents = scheduler.step(unet(*given, return_dict=False)[0].float(), timestep, latents).prev_sample
+    return latents
 
 
 @contextmanager

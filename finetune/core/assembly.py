@@ -45,7 +45,7 @@ from pipelines.spaces import LatentSpace
 GUIDANCE_SCALE = 3.0  # of the pictures a run draws of itself
 SAMPLING_STEPS = 30  # of the sheets that a user asks for
 PREVIEW_PROMPTS = 4  # of a run with more captions
-VALIDATION_IMAGES, FEWEST_VALIDATION_IMAGES = 16, 4
+VALIDATION_IMAGES, FEWEST_VALIDATION_IMAGES = 16, 2
 VALIDATION_BINS = 4
 NEAREST_WORDS = 5
 MOST_IDENTIFIERS = (
@@ -277,8 +277,8 @@ def validation(
     averaged: tuple[WholeModule, ...] = (),
 ) -> Callable[[], dict[str, float]] | None:
     """Return a measure of the loss on held-out images, at fixed noise and timesteps; None where there are none."""
-    # a larger image says more, and costs more: as many pixels as sixteen images of 128 px have, or four images
-    num_images = VALIDATION_IMAGES * 128**2 // dataset.resolution**2
+    # a larger image says more, and costs more: as many pixels as sixteen images of 96 px have, or two images
+    num_images = VALIDATION_IMAGES * 96**2 // dataset.resolution**2
     num_images = max(min(num_images, VALIDATION_IMAGES), min(FEWEST_VALIDATION_IMAGES, VALIDATION_IMAGES))
     images = dataset.held_out_pixels(num_images)
     if not images:

@@ -34,7 +34,7 @@ from pipelines.runs import FACTS_NAME, is_whole
 from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
-SAMPLING_STEPS = 12  # of the picture at the end, which every run draws
+SAMPLING_STEPS = 10  # of the picture at the end, which every run draws
 _NUM_SCALED = 500  # pictures on which the scale of latents is measured
 
 

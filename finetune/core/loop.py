@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +256,23 @@ def _clipped(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
 
     clip_grad_norm_ writes all of them also where it multiplies by 1, which takes a tenth of a step of 860 M weights.
     """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = _norm([p.grad for p in parameters if p.grad is not None])
     value = float(norm)
     if not value + 1e-6 <= max_norm:  # as clip_grads_with_norm_ would; not a number, too
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return value
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all gradients together.
+
+    On a CPU a product of each with itself takes half the time of torch's norm, whose sum of 80 million squares is also
+    off by a thousandth.
+    """
+    if not gradients or any(gradient.device.type != "cpu" or gradient.dtype != torch.float32 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    flat = [gradient.flatten() for gradient in gradients]
+    return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
 
 
 def _summed(value: Tensor, accelerator: Accelerator) -> Tensor:

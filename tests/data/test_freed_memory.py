@@ -41,3 +41,33 @@ def test_pages_are_found_once() -> None:
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+
+
+RETURNED = """
+from data.freed_memory import keep_freed_memory, returning_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+keep_freed_memory()
+b"x" * 2**26
+before = resident()
+with returning_freed_memory():
+    inside = resident()
+    b"x" * 2**26
+    freed = resident()
+b"x" * 2**26
+print(before, inside, freed, resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such setting")
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_freed_memory_goes_back_for_a_while_and_is_kept_again_afterwards() -> None:
+    command = [sys.executable, "-c", RETURNED]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    kept, returned, freed, kept_again = map(int, found)
+    pages = 2**26 / 4096
+    assert kept - returned > 0.9 * pages
+    assert freed - returned < 0.1 * pages
+    assert kept_again - returned > 0.9 * pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -25,7 +26,7 @@ from data.errors import NonFiniteError, Stopped
 from data.randomness import permuted_index
 from finetune.core import draws
 from finetune.core.checkpoint import CheckpointStore, RunLock
-from finetune.core.loop import train
+from finetune.core.loop import _norm, train
 from finetune.core.method import Batch, Method
 from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
@@ -190,6 +191,17 @@ def test_gradient_clipping_clips_every_parameter(tmp_path: Path) -> None:
     assert min(logged) > 10
     assert len(gradients) == 7
     assert max(gradients) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_norm_of_many_gradients_is_their_euclidean_norm() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator) for shape in ((3000, 1001), (7,), (64, 64, 3, 3))]
+    exact = float(torch.stack([gradient.double().norm() for gradient in gradients]).norm())
+    assert float(_norm(gradients)) == pytest.approx(exact, rel=1e-6)
+    assert float(_norm([gradient.bfloat16() for gradient in gradients])) == pytest.approx(exact, rel=0.02)
+    assert float(_norm([])) == 0
+    assert math.isnan(_norm([torch.tensor([1.0, math.nan])]))
+    assert float(_norm([torch.tensor([math.inf])])) == math.inf
 
 
 def test_scale_lr_multiplies_by_the_images_of_a_step(tmp_path: Path) -> None:
