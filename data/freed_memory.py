@@ -30,11 +30,17 @@ def returning_freed_memory() -> Iterator[None]:
     """Give back what was freed, and inside every large block as soon as it is freed, where the C library can."""
     before = _limit_bytes
     if _keep_up_to(_RETURNED_BYTES):
-        ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()
     try:
         yield
     finally:
         _keep_up_to(before)
+
+
+def return_freed_memory() -> None:
+    """Give back what was freed up to now, gaps between blocks in use too, where the C library can."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_up_to(limit_bytes: int) -> bool:

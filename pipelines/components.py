@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,12 +30,13 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
+from diffusers.models.resnet import ResnetBlock2D
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
-from data.freed_memory import returning_freed_memory
+from data.freed_memory import return_freed_memory, returning_freed_memory
 from pipelines.base_folders import (
     PARTS,
     first_line,
@@ -281,12 +282,13 @@ def present(components: Components, parts: Iterable[str] = ("vae", "text_encoder
     if all(part not in components.released for part in parts):
         yield
         return
-    with returning_freed_memory():
+    with returning_freed_memory(), ExitStack() as stack:
         gone = recall(components, parts)
-        try:
-            yield
-        finally:
-            release(components, gone)
+        stack.callback(release, components, gone)
+        for block in components.vae.modules():
+            if isinstance(block, ResnetBlock2D):  # large results find a gap of the heap each, and would leave it filled
+                stack.callback(block.register_forward_hook(lambda *_: return_freed_memory()).remove)
+        yield
 
 
 def build_pipeline(components: Components, scheduler: Any | None = None) -> StableDiffusionPipeline:

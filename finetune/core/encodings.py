@@ -47,7 +47,7 @@ Awake = Callable[[], AbstractContextManager[None]]
 class EncodingStore:
     """Entries in memory, up to a limit, and in files of a folder, from which the longest unused are removed.
 
-    num_found, num_made: how many entries were asked for and were there, and how many had to be made.
+    num_found, num_made: how many entries were read from the disk, where another run left them, and how many were made.
     """
 
     def __init__(self, folder: Path | None, *, limit_bytes: int, memory_limit_bytes: int = _MEMORY_LIMIT_BYTES) -> None:
@@ -59,9 +59,7 @@ class EncodingStore:
 
     def get(self, name: str) -> Entry | None:
         """Return an entry, or None where there is none or its file is damaged."""
-        entry = self._memory.get(name) or self._read(name)
-        self.num_found += entry is not None
-        return entry
+        return self._memory.get(name) or self._read(name)
 
     def has(self, name: str) -> bool:
         """Return whether there is a sound entry; one on disk is read and kept in memory."""
@@ -129,6 +127,7 @@ class EncodingStore:
             return None
         entry = tuple(tensors[str(place)] for place in range(len(tensors)))
         self._remember(name, entry)
+        self.num_found += 1
         return entry
 
     def _remember(self, name: str, entry: Entry) -> None:

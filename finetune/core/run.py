@@ -113,7 +113,10 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             if accelerator.is_main_process:
                 meter.write(max_train_steps)
                 if meter.done:
-                    print("prepared    " + ", ".join(f"{count:,} {name}" for name, count in meter.done.items()))
+                    print(
+                        f"encoded     {meter.done['encoded']:,} images and captions; {meter.done['found_encoded']:,} "
+                        "were found, encoded by earlier runs"
+                    )
                 print("\n".join(how_to_use))
                 from finetune.core.curves import draw_curves  # matplotlib, which a dry run has no use for
 

@@ -197,7 +197,7 @@ def test_the_norm_of_many_gradients_is_their_euclidean_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(shape, generator=generator) for shape in ((3000, 1001), (7,), (64, 64, 3, 3))]
     exact = float(torch.stack([gradient.double().norm() for gradient in gradients]).norm())
-    assert float(_norm(gradients)) == pytest.approx(exact, rel=1e-6)
+    assert float(_norm(gradients)) == pytest.approx(exact, rel=1e-5)
     assert float(_norm([gradient.bfloat16() for gradient in gradients])) == pytest.approx(exact, rel=0.02)
     assert float(_norm([])) == 0
     assert math.isnan(_norm([torch.tensor([1.0, math.nan])]))
