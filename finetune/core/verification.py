@@ -48,18 +48,21 @@ class Artefact:
 def verify(artefacts: Sequence[Artefact], folder: Path, components: Components, prompt: str, size_px: int) -> None:
     """Raise OutputError where files are not what was trained: other tensors, or another prediction once loaded.
 
-    size_px: side of the image that is noised. The prediction is compared in the precision of the modules, and must be
-    equal to the last bit.
+    size_px: side of the image that is noised. A frozen text encoder is in memory while it reads the prompt, and no
+    longer. The prediction is compared in the precision of the modules, and must be equal to the last bit.
     """
     problems = [problem for artefact in artefacts for problem in artefact.read_back(folder)]
     if not problems:
+        with present(components, ("text_encoder",)):
+            states = prompt_states(components, prompt)
+        expected = predicted(components, states, size_px)
+        there = components
         with ExitStack() as stack:
-            stack.enter_context(present(components, ("text_encoder",)))
-            expected = predicted(components, prompt, size_px)
-            there = components
-            for artefact in artefacts:
-                there = stack.enter_context(artefact.reloaded(folder, there))
-            found = predicted(there, prompt, size_px)
+            with present(components, ("text_encoder",)):
+                for artefact in artefacts:
+                    there = stack.enter_context(artefact.reloaded(folder, there))
+                states = prompt_states(there, prompt)
+            found = predicted(there, states, size_px)
         if not torch.equal(found, expected):
             largest = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
             problems.append(
@@ -73,13 +76,19 @@ def verify(artefacts: Sequence[Artefact], folder: Path, components: Components, 
 
 
 @torch.no_grad()
-def predicted(components: Components, prompt: str, size_px: int) -> Tensor:
-    """Return what the U-Net predicts for a prompt and fixed noise at the middle of the schedule, (1, C, h, w)."""
+def prompt_states(components: Components, prompt: str) -> Tensor:
+    """Return what the U-Net reads of a prompt, (1, tokens, width)."""
+    with evaluating(components.text_encoder):
+        return TextConditioner(components.tokenizer, components.text_encoder).encode([prompt])
+
+
+@torch.no_grad()
+def predicted(components: Components, states: Tensor, size_px: int) -> Tensor:
+    """Return what the U-Net predicts with a prompt's states for fixed noise in mid-schedule, (1, C, h, w)."""
     unet, side = components.unet, size_px // components.vae_scale_factor
     noisy = draws.normal(0, "verification", [0], (unet.config.in_channels, side, side))
     timestep = torch.tensor([int(_TIMESTEP_SHARE * len(components.scheduler.alphas_cumprod))], device=unet.device)
-    with evaluating(unet, components.text_encoder):
-        states = TextConditioner(components.tokenizer, components.text_encoder).encode([prompt])
+    with evaluating(unet):
         prediction: Tensor = unet(
             noisy.to(unet.device, unet.dtype), timestep, states.to(unet.device, unet.dtype), return_dict=False
         )[0]
