@@ -1,0 +1,36 @@
+"""Whether numbers can be used: finite, and not beyond what half precision holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+LARGEST_HALF = float(torch.finfo(torch.float16).max)  # 65,504
+
+
+def largest(tensors: Iterable[Tensor]) -> float:
+    """Return the largest absolute value in tensors, which is not finite where one of their numbers is not."""
+    return float(torch.nn.utils.get_total_norm([t.detach() for t in tensors if t.numel()], math.inf))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold a number which is not finite."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floating or math.isfinite(largest(floating.values())):
+        return []
+    return [name for name, tensor in floating.items() if not torch.isfinite(tensor).all()]
+
+
+def module_problems(module: nn.Module) -> list[str]:
+    """Say in one sentence or none which weights of a module that was read are not finite."""
+    names = not_finite({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    if not names:
+        return []
+    some = ", ".join(names[:3]) + (", …" if names[3:] else "")
+    return [
+        f"holds {len(names)} tensors with numbers that are not finite ({some}), so nothing can be made with it. "
+        "Fetch it again, or choose another one."
+    ]
