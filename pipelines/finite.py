@@ -25,12 +25,9 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def module_problems(module: nn.Module) -> list[str]:
-    """Say in one sentence or none which weights of a module that was read are not finite."""
+    """Say, in one sentence or none, which weights of a module that was read are not finite."""
     names = not_finite({**dict(module.named_parameters()), **dict(module.named_buffers())})
     if not names:
         return []
     some = ", ".join(names[:3]) + (", …" if names[3:] else "")
-    return [
-        f"holds {len(names)} tensors with numbers that are not finite ({some}), so nothing can be made with it. "
-        "Fetch it again, or choose another one."
-    ]
+    return [f"holds numbers that are not finite, in {some}. Fetch it again, or choose another one."]
