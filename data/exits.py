@@ -83,7 +83,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
         print("\n".join(["filrouge: interrupted", *getattr(request, "__notes__", ())]), file=sys.stderr)
         return getattr(request, "exit_code", 130)
     except Exception as error:
-        known = _as_filrouge_error(error, name, memory_hints)
+        known = as_known(error, name, memory_hints)
         if known is None:
             raise
         print("\n".join([f"filrouge: {known}", *getattr(error, "__notes__", ())]), file=sys.stderr)
@@ -101,7 +101,8 @@ def _quiet_library_bars() -> None:
             os.environ.setdefault(variable, "1")
 
 
-def _as_filrouge_error(error: Exception, name: str, memory_hints: Callable[[], list[str]]) -> FilrougeError | None:
+def as_known(error: BaseException, name: str, memory_hints: Callable[[], list[str]] = list) -> FilrougeError | None:
+    """Return an error as one that a user can mend; None for a defect of ours. name, memory_hints: as of exit_code."""
     if isinstance(error, FilrougeError):
         return error
     found = (str(error) or type(error).__name__).partition("\n")[0]
@@ -113,7 +114,7 @@ def _as_filrouge_error(error: Exception, name: str, memory_hints: Callable[[], l
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # an error of torch can only come from a torch that is loaded
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -122,7 +123,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and re.search(r"DefaultCPUAllocator: .*memory", str(error)) is not None
 
 
-def _is_disk_error(error: Exception) -> bool:
+def _is_disk_error(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in DISK_ERRORS
     # safetensors (0.8) wraps the system's error into its own and keeps the number in the text only

@@ -20,6 +20,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
 from data.errors import FilrougeError, Interrupted, NonFiniteError, OutputError, SettingsError, Stopped, UploadError
+from data.exits import as_known
 from data.splits import manifest_hash
 from finetune.core import files, hub, processes, stops
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
@@ -158,8 +159,9 @@ def _record_end(error: BaseException, store: CheckpointStore, status: RunStatus,
     """
     last = store.find_latest()
     is_stop = isinstance(error, Stopped | KeyboardInterrupt)
-    reason = str(error) if isinstance(error, FilrougeError) else f"{type(error).__name__}: {error}"
-    code = getattr(error, "exit_code", 130 if is_stop else 1)
+    known = as_known(error, store.run_dir.name)
+    reason = f"{type(error).__name__}: {error}" if known is None else str(known)
+    code = getattr(error if known is None else known, "exit_code", 130 if is_stop else 1)
     if not isinstance(error, Stopped | NonFiniteError):  # which name it; and what is not finite will be so again
         saved = "No step of the run is saved." if last is None else f"{last.folder.name} holds the run so far. {GO_ON}"
         error.add_note(f"  {saved}")

@@ -6,6 +6,7 @@ weights, averages and the optimizer's state, and metrics.jsonl.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from finetune.core.checkpoint import CheckpointStore, RunLock
@@ -27,6 +29,7 @@ from tests.finetune.test_stops import FORK, _pair, _train
 
 __all__ = ["arguments", "scans"]  # fixtures
 LAST = 4
+RUNS = ("straight", "run")
 
 
 def _bare(method: Method, _: object) -> Method:
@@ -99,8 +102,27 @@ def test_what_a_checkpoint_holds_is_needed(damage: str, arguments: dict[str, Any
     assert found["unet.safetensors"] != expected["unet.safetensors"]
 
 
+class _Scaling(Accelerator):
+    """An accelerator as under fp16: the loss is scaled, by a number that grows every other step."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+
+
+def test_the_scale_of_the_loss_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.core.run.Accelerator", _Scaling)
+    _train(tmp_path / "straight", checkpointing_steps=3, validation_steps=99)
+    shutil.copytree(tmp_path / "straight", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    _train(tmp_path / "run", resume_from_checkpoint="latest", validation_steps=99)
+    for step, scale in ((3, 16.0), (6, 64.0)):
+        told = [json.loads((tmp_path / run / f"checkpoint-{step}" / "state.json").read_text()) for run in RUNS]
+        assert told[0] == told[1]
+        assert told[0]["scaler"]["scale"] == scale
+
+
 def _run_id(folder: Path) -> str:
-    import json
 
     return str(json.loads((folder / "manifest.json").read_text())["run_id"])
 

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from data.dataset import Sample
 from data.errors import Abandoned, DataError, FilrougeError, Interrupted, OutputError, ProcessError, Stopped
-from data.exits import exit_code
+from data.exits import PARENT_VARIABLE, exit_code
 from finetune.core import files, loader, stops
 from finetune.core.method import Method
 from finetune.core.run import run
 from finetune.core.settings import LoopSettings
 from finetune.core.trainables import WholeModule
+from pipelines.studies.training import _environment
 from tests.finetune.test_loop import Denoising, Points
 
 Hook = Callable[..., Any]
@@ -302,11 +303,13 @@ def test_a_signal_to_every_process_of_a_run_ends_with_a_checkpoint(number: signa
     assert step == len((tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_run_whose_launcher_is_gone_saves_and_ends(tmp_path: Path) -> None:
-    """SIGKILL to the launcher, which can tell nobody."""
+@pytest.mark.parametrize("variable", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", PARENT_VARIABLE])
+def test_a_run_whose_launcher_is_gone_saves_and_ends(variable: str, tmp_path: Path) -> None:
+    """SIGKILL to the launcher, or to a study, which can tell nobody."""
+    assert _environment(1)[PARENT_VARIABLE]
 
     def launch() -> None:
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+        os.environ[variable] = "no"
 
         def work() -> None:
             with pytest.MonkeyPatch.context() as patch:
@@ -433,6 +436,33 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_pat
 
     assert _pair(tmp_path, work) == [143, 143]
     assert _told(tmp_path / "run") == ("stopped", 2, 143)
+
+
+# memory that does not suffice
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["GPU", "torch", "Python"],
+)
+def test_memory_that_runs_out_leaves_the_checkpoints_and_is_told(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out() -> None:
+        raise error
+
+    code = exit_code(lambda: [_train(tmp_path, at=6, reading=run_out, checkpointing_steps=2), None][1], "toy")
+    assert code == 6
+    assert _told(tmp_path) == ("failed", 2, 6)
+    assert "checkpoint-2 holds the run so far" in capsys.readouterr().err
+    straight = _train(tmp_path / "straight")
+    resumed = _train(tmp_path, resume_from_checkpoint="latest")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
 
 
 # disks that do not take what is written
