@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from finetune.core import files
 from finetune.core.checkpoint import CheckpointStore, RunLock
 from finetune.core.method import Method
 from tests.finetune.test_contract import EVERY_ROW, Row, _run, arguments, scans
@@ -148,6 +150,57 @@ def test_two_processes_train_what_one_trains(name: str, arguments: dict[str, Any
             assert one.keys() == two.keys()
             for key, tensor in one.items():
                 torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def _ended(work: Callable[[], object]) -> int:
+    """Return the exit code of a process that works."""
+
+    def started() -> None:
+        files._calls.clear()
+        work()
+        os._exit(0)
+
+    process = FORK.Process(target=started)
+    process.start()
+    process.join(120)
+    return int(process.exitcode or 0)
+
+
+def test_a_run_killed_at_any_file_operation_is_the_one_that_never_was(tmp_path: Path) -> None:
+    """From its first file to its last: settings, status, metrics, two checkpoints."""
+    options: dict[str, Any] = {"max_train_steps": 2, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
+    straight = tmp_path / "straight"
+
+    def count() -> None:
+        _train(straight, **options)
+        (tmp_path / "calls.json").write_text(json.dumps(files._calls))
+
+    assert _ended(count) == 0
+    calls = json.loads((tmp_path / "calls.json").read_text())
+    assert set(calls) >= {"make_folder", "write_bytes", "sync_file", "sync_folder", "rename", "append_line"}
+    assert calls["save_tensors"] == 4
+    points = [f"{operation}:{n}" for operation, number in calls.items() for n in range(1, number + 1)]
+    for point in points:
+        folder = tmp_path / point.replace(":", "-")
+
+        def crash(folder: Path = folder, point: str = point) -> None:
+            os.environ[files.CRASH_VARIABLE] = point
+            _train(folder, **options)
+
+        assert _ended(crash) == -signal.SIGKILL, point
+        assert _status_is_true(folder), point
+        _train(folder, resume_from_checkpoint="auto", **options)
+        for name in ("metrics.jsonl", "checkpoint-2/toy.safetensors", "checkpoint-2/optimizer.safetensors"):
+            assert (folder / name).read_bytes() == (straight / name).read_bytes(), point
+        shutil.rmtree(folder)
+
+
+def _status_is_true(folder: Path) -> bool:
+    """Return whether a status, where there is one, names a checkpoint that is there, the newest or the one before."""
+    if not (folder / "status.json").exists():
+        return True
+    step = json.loads((folder / "status.json").read_text())["last_durable_step"]
+    return step == 0 or (folder / f"checkpoint-{step}" / "manifest.json").exists()
 
 
 def test_a_run_killed_twenty_times_at_random_moments_is_the_one_that_never_was(tmp_path: Path) -> None:
