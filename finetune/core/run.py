@@ -189,8 +189,9 @@ def _end_by_force(run_dir: Path, number: int) -> None:
 
 
 def _is_new(run_dir: Path) -> bool:
-    """Return whether nothing of a run is in a folder."""
-    return not any((run_dir / name).exists() for name in ("manifest.json", "status.json"))
+    """Return whether a folder holds nothing that a run writes first, whole or half."""
+    names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    return not any(name.removeprefix(".tmp-") in ("settings.yaml", "manifest.json", "status.json") for name in names)
 
 
 def _tracker(
