@@ -35,6 +35,12 @@ LAST = 4
 RUNS = ("straight", "run")
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no curves, which take longer than a few steps."""
+    monkeypatch.setattr("finetune.core.curves.draw_curves", lambda *_: None)
+
+
 def _bare(method: Method, _: object) -> Method:
     """Return a method that trains and measures, and draws and exports nothing."""
     return replace(method, preview=None, export=lambda _: [])
@@ -145,6 +151,7 @@ def test_two_processes_train_what_one_trains(name: str, arguments: dict[str, Any
     _run(row, {**arguments, "output_dir": tmp_path / "one"}, _bare)
     half = {**arguments, "train_batch_size": 1, "output_dir": tmp_path / "two"}
     assert _pair(tmp_path, lambda _: _run(row, half, _bare)) == [0, 0]
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["num_processes"] == 2
     for path in (tmp_path / "one" / "checkpoint-2").glob("*.safetensors"):
         if path.name != "optimizer.safetensors":
             one, two = load_file(path), load_file(tmp_path / "two" / "checkpoint-2" / path.name)
@@ -167,11 +174,8 @@ def _ended(work: Callable[[], object]) -> int:
     return int(process.exitcode or 0)
 
 
-def test_a_run_killed_at_any_file_operation_is_the_one_that_never_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_at_any_file_operation_is_the_one_that_never_was(tmp_path: Path) -> None:
     """From its first file to its last: settings, status, metrics, two checkpoints."""
-    monkeypatch.setattr("finetune.core.curves.draw_curves", lambda *_: None)  # the slowest of a hundred such runs
     options: dict[str, Any] = {"max_train_steps": 2, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
     straight = tmp_path / "straight"
 
