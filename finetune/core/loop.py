@@ -98,9 +98,11 @@ def train(
         part.module.train()
     loader = Loader(method, settings, accelerator, range(first_step, max_train_steps))
     with stops.listening(), stops.deferred(), loader as batches:
-        if untold is not None and accelerator.is_main_process:
+        if untold is not None:
             set_rates(first_step - 1)
-            untold = tell(first_step, untold)
+            untold = tell(first_step, untold) if accelerator.is_main_process else None
+            if stop := asked_to_stop(accelerator):  # again, and the checkpoint still has it to tell
+                raise _stopped(store, first_step, max_train_steps, stop)
         for step in range(first_step, max_train_steps):
             if step == prepared and method.prepare is not None:
                 ahead = math.ceil(max(_PREPARED, len(method.dataset)) / global_batch)

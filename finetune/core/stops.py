@@ -53,13 +53,16 @@ class _Listener:
     def close(self) -> None:
         self._closed = True
         signal.set_wakeup_fd(self._previous_fd)
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self.restore_handlers()
         with suppress(OSError):
             self._wake.send(b"\0")
         self._watcher.join()
         self._awake.close()
         self._wake.close()
+
+    def restore_handlers(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _receive(self, number: int, _: types.FrameType | None) -> None:
         now = time.monotonic()
@@ -170,10 +173,11 @@ def outlive(_: int = 0) -> None:
 
 
 def _forget() -> None:
-    """Keep a forked process from telling its parent of signals of its own."""
+    """Have a forked process take signals as before the run, and tell its parent of none."""
     global _active
     if _active is not None:
         signal.set_wakeup_fd(-1)
+        _active.restore_handlers()
         _active = None
 
 

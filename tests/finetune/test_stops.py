@@ -171,6 +171,10 @@ def test_a_request_to_stop_acts_at_once_wherever_no_step_is_made(
     else:
         assert _told(tmp_path / "run") == ("stopped", saved, 128 + number)
         assert (metrics.read_text() if metrics.exists() else "").count("\n") == logged
+    if place == "validate":  # and once more, while the continuation measures what was left out
+        with pytest.raises(Stopped):
+            _train(tmp_path / "run", resume_from_checkpoint="latest", hooks={place: _signalled(number)})
+        assert _told(tmp_path / "run") == ("stopped", saved, 128 + number)
     resumed = _train(tmp_path / "run", resume_from_checkpoint="auto")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
     assert metrics.read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
