@@ -71,12 +71,37 @@ class UploadError(FilrougeError):
     exit_code = 8
 
 
+class ProcessError(FilrougeError):
+    """Another process of the same run that ended, or did not answer in time."""
+
+    exit_code = 9
+
+
 class Stopped(FilrougeError):
     """A run that was told to stop (130 after SIGINT, 143 after SIGTERM) and has saved what it had."""
 
     def __init__(self, where: str, *problems: str, exit_code: int) -> None:
         super().__init__(where, *problems)
         self.exit_code = exit_code
+
+
+class Interrupted(KeyboardInterrupt):
+    """A request to stop, raised where it may act at once. number: of the signal.
+
+    No `except Exception` takes it for a fault.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class Abandoned(KeyboardInterrupt):
+    """A second request to stop, raised wherever the run is: what it was doing must not be saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,11 @@ from typing import NoReturn
 from data.errors import DiskError, FilrougeError, OutOfMemoryError, SettingsError
 from data.freed_memory import keep_freed_memory
 
+# the process that started this one, noted before slow imports in which it may end
+PARENT_PID = os.getppid()
+# set, to anything, for a run that is to stop, and save, when the process that started it is gone
+PARENT_VARIABLE = "FILROUGE_ENDS_WITH_PARENT"
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -64,23 +69,24 @@ def show_bitsandbytes() -> None:
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:
     """Call a script's main, with freed memory kept for what comes next, and return its exit code.
 
-    What a user can mend is printed in one message on standard error and gives the codes of `data/errors.py`, an
-    interruption gives 130; any other exception is a defect of ours and passes through with its traceback. memory_hints:
-    what to write for less memory, asked for when memory did not suffice.
+    What a user can mend is printed in one message on standard error, with the notes of the exception, and gives the
+    codes of `data/errors.py`; an interruption gives 128 and its signal's number; any other exception is a defect of
+    ours and passes through with its traceback. memory_hints: what to write for less memory, asked for when memory did
+    not suffice.
     """
     keep_freed_memory()
     hide_bitsandbytes()
     _quiet_library_bars()
     try:
         main()
-    except KeyboardInterrupt:
-        print("filrouge: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as request:
+        print("\n".join(["filrouge: interrupted", *getattr(request, "__notes__", ())]), file=sys.stderr)
+        return getattr(request, "exit_code", 130)
     except Exception as error:
-        known = _as_filrouge_error(error, name, memory_hints)
+        known = as_known(error, name, memory_hints)
         if known is None:
             raise
-        print(f"filrouge: {known}", file=sys.stderr)
+        print("\n".join([f"filrouge: {known}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return known.exit_code
     return 0
 
@@ -95,7 +101,8 @@ def _quiet_library_bars() -> None:
             os.environ.setdefault(variable, "1")
 
 
-def _as_filrouge_error(error: Exception, name: str, memory_hints: Callable[[], list[str]]) -> FilrougeError | None:
+def as_known(error: BaseException, name: str, memory_hints: Callable[[], list[str]] = list) -> FilrougeError | None:
+    """Return an error as one that a user can mend; None for a defect of ours. name, memory_hints: as of exit_code."""
     if isinstance(error, FilrougeError):
         return error
     found = (str(error) or type(error).__name__).partition("\n")[0]
@@ -107,7 +114,7 @@ def _as_filrouge_error(error: Exception, name: str, memory_hints: Callable[[], l
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # an error of torch can only come from a torch that is loaded
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -116,7 +123,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and re.search(r"DefaultCPUAllocator: .*memory", str(error)) is not None
 
 
-def _is_disk_error(error: Exception) -> bool:
+def _is_disk_error(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in DISK_ERRORS
     # safetensors (0.8) wraps the system's error into its own and keeps the number in the text only

@@ -48,6 +48,7 @@ from pipelines.base_folders import (
     where,
 )
 from pipelines.fingerprints import weights_fingerprint
+from pipelines.finite import module_problems
 
 SAMPLERS = (
     DDIMScheduler,
@@ -353,6 +354,8 @@ def _read_part(
             f"{part}/ lacks {len(missing)} of its weights ({', '.join(missing[:3])}{', …' if missing[3:] else ''}); "
             "they would be random. Fetch the model again."
         )
+    else:
+        problems += [f"{part}/ {problem}" for problem in module_problems(module)]
     if four_bits is not None and part == "unet":
         prepare(module, four_bits.dtype)
     if isinstance(module, ModelMixin):

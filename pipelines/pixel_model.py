@@ -26,6 +26,7 @@ from pipelines.diffusion.prediction import READINGS, Prediction
 from pipelines.diffusion.schedules import SCHEDULES, Schedule
 from pipelines.diffusion.schedules import alphas_cumprod as schedule_of
 from pipelines.fingerprints import weights_fingerprint
+from pipelines.finite import module_problems
 
 FACTS_NAME = "pixel_model.json"
 PixelPredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -233,6 +234,8 @@ def _unet(folder: Path) -> UNet2DModel:
     if report["missing_keys"] or report["unexpected_keys"]:
         found = [*report["missing_keys"], *report["unexpected_keys"]][0]
         raise SettingsError(str(folder / "unet"), f"its weights do not fit its config: {found}. Restore its files.")
+    if problems := module_problems(unet):
+        raise SettingsError(str(folder / "unet"), *problems)
     unet = unet.float().requires_grad_(False).eval()
     for tensor in (*unet.parameters(), *unet.buffers()):
         # out of the file's memory, where they lie unaligned and sums come out otherwise than they did in training

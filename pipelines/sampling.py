@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -41,7 +42,8 @@ def sample(
     together. height, width: in pixels, multiples of 8; None is the model's own. progress: called after each batch with
     the number of images in it. negative_prompts: what each image is guided away from; None is the empty prompt. awake:
     has the parts it names in memory inside, "text_encoder" or "vae", where they are not there all the time.
-    Raises SettingsError for sizes that cannot be drawn, NonFiniteError for images that are black or not finite.
+    Raises SettingsError for sizes that cannot be drawn, NonFiniteError for images that are not finite. One that is
+    black is told on standard error.
     """
     assert len(prompts) == len(seeds) > 0, f"{len(prompts)} prompts for {len(seeds)} seeds"
     size = _size(pipeline, height, width)
@@ -65,9 +67,10 @@ def sample(
                 output_type="latent",
             ).images
             with awake(("vae",)):
-                pixels = (space.decode(latents) / 2 + 0.5).clamp(0, 1)
-            pictures[batch] = pixels.permute(0, 2, 3, 1).cpu().numpy()
-            _refuse_empty(pictures[batch], prompts[batch], seeds[batch])
+                decoded = space.decode(latents)
+            _refuse_not_finite(decoded, prompts[batch], seeds[batch])  # clamped, an infinite pixel would be black
+            pictures[batch] = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+            _tell_black(pictures[batch], prompts[batch], seeds[batch])
             if progress is not None:
                 progress(len(prompts[batch]))
     return pictures
@@ -95,17 +98,28 @@ def _size(pipeline: StableDiffusionPipeline, height: int | None, width: int | No
     return size
 
 
-def _refuse_empty(pictures: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-    problems = []
-    for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
-        if not np.isfinite(picture).all():
-            problems.append(f"the image of prompt {prompt!r} and seed {seed} is not finite.")
-        elif not picture.any():
-            problems.append(f"the image of prompt {prompt!r} and seed {seed} is black in every pixel.")
+def _refuse_not_finite(decoded: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    is_finite = decoded.isfinite().flatten(1).all(1).tolist()
+    problems = [
+        f"the image of prompt {prompt!r} and seed {seed} is not finite."
+        for finite, prompt, seed in zip(is_finite, prompts, seeds, strict=True)
+        if not finite
+    ]
     if problems:
         raise NonFiniteError(
             "sampling", *problems, "Expected an image. Draw in float32, with fewer steps of training, or less guidance."
         )
+
+
+def _tell_black(pictures: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Warn of pictures that are black in every pixel, which air and some classes rightly are."""
+    for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
+        if not picture.any():
+            print(
+                f"filrouge: warning: the image of prompt {prompt!r} and seed {seed} is black in every pixel.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @contextmanager

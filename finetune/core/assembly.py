@@ -30,6 +30,7 @@ from finetune.core.settings import (
     PromptedSettings,
     TextualInversionSettings,
 )
+from finetune.core.stops import at_once
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, averages, unet_layers
 from finetune.core.validation import ValidationLoss
@@ -251,7 +252,7 @@ def preview(
     pipeline = build_pipeline(components)
 
     def draw(path: Path) -> None:
-        with averages(averaged), present(components):
+        with averages(averaged), present(components), at_once():
             pictures = sample(
                 pipeline,
                 [prompt for prompt in prompts for _ in seeds],
@@ -294,9 +295,9 @@ def validation(
     )
 
     def measure() -> dict[str, float]:
-        if isinstance(objective.space, EncodedSpace):
-            objective.space.ahead(iter(measured.pixels))
-        with averages(averaged):
+        with averages(averaged), at_once():
+            if isinstance(objective.space, EncodedSpace):
+                objective.space.ahead(iter(measured.pixels))
             return measured.measure()
 
     return measure

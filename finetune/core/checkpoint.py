@@ -11,7 +11,6 @@ any instruction, or a power cut where the disk honours fsync, leaves the newest 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -28,6 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import ClassVar, Literal, Self, TypeVar
+
+from filelock import FileLock, Timeout
 
 from data.errors import DiskError, OutputError
 from finetune.core import files
@@ -77,15 +78,17 @@ class CheckpointStore:
     """The checkpoints of one run in its folder. One process writes, and it holds the folder's RunLock.
 
     run_dir: an existing folder. run_id: letters, digits, ".", "_" and "-", at most 64; the same when a run goes on.
-    warnings: what the last find_latest, resolve, rotate or publish met and left alone; it is logged, too.
+    on_published: called with the step of each checkpoint that is complete and verified. warnings: what the last
+    find_latest, resolve, rotate or publish met and left alone; it is logged, too.
 
     A checkpoint of another run id is never found as the latest, rotated or removed, whatever its step: it is reported
     in the warnings and left where it is.
     """
 
-    def __init__(self, run_dir: Path, run_id: str) -> None:
+    def __init__(self, run_dir: Path, run_id: str, on_published: Callable[[int], object] = lambda _: None) -> None:
         assert _RUN_ID.fullmatch(run_id), f"{run_id!r} cannot be part of a folder's name"
         self.run_dir, self.run_id = run_dir, run_id
+        self._on_published = on_published
         self.warnings: list[str] = []
         # what each checkpoint's files looked like when this process last read and compared them
         self._compared: dict[str, tuple[object, ...]] = {}
@@ -120,6 +123,7 @@ class CheckpointStore:
                 if self._holds(target, records):
                     files.remove_tree(temporary)
                     self._last_published = step
+                    self._on_published(step)
                     return target
                 replaced = self._move_aside(target)
             files.rename(temporary, target)
@@ -136,6 +140,7 @@ class CheckpointStore:
                 f"reads back differently from what was written: {'; '.join(error.problems)}. Check the disk.",
             ) from error
         self._last_published = step
+        self._on_published(step)
         if replaced is not None:
             files.remove_tree(replaced)
         return target
@@ -171,6 +176,13 @@ class CheckpointStore:
         """
         self.warnings = []
         return next((candidate for candidate in self._candidates() if self._is_intact(candidate)), None)
+
+    def newest_or_none(self) -> Checkpoint | None:
+        """Return what `resolve` gives for "latest", or None where there is no checkpoint at all.
+
+        Raises OutputError where there are some and none of them can be gone on from.
+        """
+        return self.resolve("latest") if _checkpoint_folders(self.run_dir) else None
 
     def resolve(self, name: str) -> Checkpoint:
         """Return the checkpoint that a user names: "latest", "checkpoint-500", or the path of one in the run folder.
@@ -448,8 +460,7 @@ def _checkpoint_folders(run_dir: Path) -> list[Path]:
 class RunLock:
     """The right to write into a run folder, for as long as the context lasts or the process lives.
 
-    A lock of the kernel (flock), so a killed process leaves none. A process that starts others leaves them the files
-    it has open; forked ones close the lock, or it would outlive its holder.
+    A lock of the system (filelock), so a killed process leaves none, nor do processes that it has forked.
 
     enabled: False for the processes of a run that do not write; they take no lock.
 
@@ -457,55 +468,44 @@ class RunLock:
     process, and when the file system knows no locks.
     """
 
-    _held: ClassVar[dict[Path, int]] = {}  # of the process, as the locks are
+    _held: ClassVar[set[Path]] = set()  # of the process, as the locks are
 
     def __init__(self, run_dir: Path, *, enabled: bool = True) -> None:
         self._folder, self._enabled = run_dir.resolve(), enabled
         self._path = self._folder / _LOCK
+        # not the fallback to a file that only exists: a killed process would leave it behind
+        self._lock = FileLock(self._path, blocking=False, fallback_to_soft=False)
 
     def __enter__(self) -> Self:
         if not self._enabled:
             return self
+        if RunLock.is_held(self._folder):
+            raise self._in_use()
         with files.writing(self._path):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            self._take(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        RunLock._held[self._folder] = descriptor
+            self._take()
+        RunLock._held.add(self._folder)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        descriptor = RunLock._held.pop(self._folder, None) if self._enabled else None
-        if descriptor is None:  # not enabled, or a forked process
+        if not self._enabled or not RunLock.is_held(self._folder):  # or a forked process
             return
+        RunLock._held.discard(self._folder)
         with suppress(OSError):
-            os.ftruncate(descriptor, 0)
-        os.close(descriptor)
+            self._path.write_bytes(b"")
+        self._lock.release()
 
     @classmethod
     def is_held(cls, run_dir: Path) -> bool:
         """Return whether this process holds the lock of a run folder."""
         return run_dir.resolve() in cls._held
 
-    @classmethod
-    def close_in_child(cls) -> None:
-        """Let a forked process forget the locks of its parent, without releasing them."""
-        for descriptor in cls._held.values():
-            os.close(descriptor)
-        cls._held.clear()
-
-    def _take(self, descriptor: int) -> None:
+    def _take(self) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                str(self._folder),
-                f"is in use by {_holder(descriptor)}. Wait until it ends, stop it, or choose another --output_dir.",
-            ) from None
+            self._lock.acquire()
+        except Timeout:
+            raise self._in_use() from None
         except OSError as error:
             if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}:
                 raise
@@ -513,19 +513,28 @@ class RunLock:
                 str(self._folder), f"its file system has no locks ({error.strerror}). Choose a folder on another disk."
             ) from error
         holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
-        with files.writing(self._path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
+        try:
+            self._path.write_bytes(holder.encode())
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _in_use(self) -> OutputError:
+        return OutputError(
+            str(self._folder),
+            f"is in use by {_holder(self._path)}. Wait until it ends, stop it, or choose another --output_dir.",
+        )
 
 
-os.register_at_fork(after_in_child=RunLock.close_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RunLock._held.clear)
 
 
-def _holder(descriptor: int) -> str:
+def _holder(path: Path) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):  # it has just started or is just ending
+    except (OSError, ValueError, KeyError, TypeError):  # it has just started or is just ending
         return "another process"
 
 
@@ -580,6 +589,7 @@ def _free_name(run_dir: Path) -> Path:
 
 
 RunState = Literal["running", "done", "stopped", "failed"]
+_LONGEST_REASON = 2000
 
 
 class RunStatus:
@@ -588,11 +598,34 @@ class RunStatus:
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "status.json"
 
-    def write(self, status: RunState, *, last_durable_step: int | None, reason: str) -> None:
+    def write(
+        self, status: RunState, *, last_durable_step: int | None, reason: str, exit_code: int | None = None
+    ) -> None:
         """Write status.json; a reader finds the old one or this one, also after a crash.
 
         last_durable_step: the step of the last checkpoint that is on disk, None before the first one. reason: why
-        the run stands as it does, empty while it is running.
+        the run stands as it does, empty while it is running. exit_code: of the process, None while it is running; a
+        launcher ends with another one.
+        On a full disk the old file is written over in place, which takes no space, and a reason beyond 2,000 characters
+        is cut. Raises DiskError or OutputError where that is not possible either.
         """
-        content = {"status": status, "last_durable_step": last_durable_step, "reason": reason}
-        files.write_json_atomic(self._path, content)
+        content = {
+            "status": status,
+            "last_durable_step": last_durable_step,
+            "reason": reason[:_LONGEST_REASON],
+            "exit_code": exit_code,
+        }
+        try:
+            files.write_json_atomic(self._path, content)
+        except DiskError:
+            if not self._path.is_file():
+                raise
+            files.overwrite(self._path, files.json_bytes(content))
+
+    def settle(self) -> None:
+        """Take back that a run is running, as a process that was killed leaves it. The caller holds the RunLock."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(self._path.read_bytes())
+            if content["status"] == "running":
+                reason = "its process was killed or has crashed"
+                self.write("failed", last_durable_step=content["last_durable_step"], reason=reason)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import torch
 
 from finetune.core import files
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 COST_NAME = "cost.jsonl"
 
@@ -51,5 +56,7 @@ def peak_memory_mib() -> float:
     """Return the largest memory that this process has held: on the GPU where there is one, otherwise resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

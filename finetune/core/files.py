@@ -81,18 +81,40 @@ def write_json_atomic(path: Path, value: object) -> None:
     write_bytes_atomic(path, json_bytes(value))
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write a small file that exists over in place, which takes no new space: for what must be said on a full disk.
+
+    Killed half-way, it leaves a mixture of both.
+    """
+    _crash_point("overwrite")
+    _refuse_special(path)
+    with writing(path, num_bytes=len(data)), path.open("r+b") as file:
+        file.write(data)
+        file.truncate()
+
+
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file. A last line that a crash has torn is ended first, so that it spoils no other."""
+    """Add a line to a text file, whole, or not at all where the disk does not take it.
+
+    A last line that a crash has torn is ended first, so that it spoils no other.
+    """
     assert "\n" not in line, "one line at a time"
     _crash_point("append_line")
     _refuse_special(path)
     data = line.encode() + b"\n"
-    with writing(path, num_bytes=len(data)), path.open("a+b") as file:
-        if file.tell() > 0:
+    with writing(path, num_bytes=len(data)), path.open("a+b", buffering=0) as file:
+        size = file.tell()
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 data = b"\n" + data
-        file.write(data)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def sync_file(path: Path) -> None:
@@ -105,6 +127,8 @@ def sync_file(path: Path) -> None:
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on disk, where the file system can promise that."""
     _crash_point("sync_folder")
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
+        return
     with writing(path), _descriptor(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         try:
             os.fsync(descriptor)
@@ -254,7 +278,7 @@ def _kind(mode: int) -> str:
 
 @contextmanager
 def _descriptor(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         yield descriptor
     finally:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import types
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,27 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from data.dataset import Sample
-from data.errors import NonFiniteError, OutputError, Stopped
+from data.errors import DiskError, Interrupted, NonFiniteError, OutputError, Stopped
 from data.randomness import derive
-from finetune.core import files
+from finetune.core import files, stops
 from finetune.core.checkpoint import Checkpoint, CheckpointStore
+from finetune.core.loader import Loader, own_positions
 from finetune.core.method import Batch, Method
 from finetune.core.optimizer_state import load_optimizer, optimizer_to_tensors
 from finetune.core.optimizers import averages_itself, build_optimizer, evaluation_weights, learning_rate
+from finetune.core.processes import asked_to_stop, sum_gradients, summed, wait
 from finetune.core.settings import LoopSettings
 from finetune.core.tracking import Tracker
 from pipelines.evaluation.states import AVERAGED
+from pipelines.finite import LARGEST_HALF, largest, not_finite
 
 # positions that are prepared together, or an epoch where that is more: frozen parts are in memory meanwhile
 _PREPARED = 1024
 # fp16 alone: how many steps in a row the loss scaler may skip while it looks for a scale
 _LARGEST_SKIP = 20
+# saves in a row that may fail under --on_save_error warn
+_MOST_FAILED_SAVES = 3
 
 
 def train(
@@ -51,8 +53,9 @@ def train(
     beside each of them and is not counted: the loss is the mean over the images plus the mean over the prior's.
     Gradients are summed over processes by hand, so a method may train any number of modules and none is wrapped.
 
-    Raises NonFiniteError before a step that would spoil the weights, and Stopped (after a checkpoint) on SIGINT or
-    SIGTERM.
+    Raises NonFiniteError before a step that would spoil the weights or after one that has, and Stopped (after a
+    checkpoint) on a request to stop: what a measurement or a sheet of samples it falls into would have said, the
+    continuation says.
     """
     named = {f"{part.name}/{name}": p for part in method.trainables for name, p in part.named_parameters().items()}
     assert named, "a method trains something"
@@ -64,22 +67,56 @@ def train(
     rate = _rate(optimizer, settings, max_train_steps)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     first_step = 0
+    untold: _Told | None = None
     if resume_from is not None:
-        first_step = _restore(resume_from, method, optimizer, named, accelerator)
+        first_step, untold = _restore(resume_from, method, optimizer, named, accelerator)
     stepper = accelerator.prepare_optimizer(optimizer)
     parameters = list(named.values())  # a list: an iterator would be used up by the first of its two uses
-    batches = _batches(method, settings, accelerator, range(first_step, max_train_steps))
-    skipped, prepared = 0, first_step
+    skipped, prepared, failed_saves = 0, first_step, 0
+
+    def set_rates(step: int) -> None:
+        hold_still(method, step / max_train_steps)
+        factor = rate(step)
+        for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = base_rate * factor
+
+    def tell(done: int, told: _Told) -> _Told | None:
+        """Measure and log a step where that is due; return what a request to stop has kept from being told."""
+        is_last = done == max_train_steps
+        measured: dict[str, float] = {}
+        if method.validate is not None and (is_last or done % settings.validation_steps == 0):
+            try:
+                with evaluation_weights(optimizer), accelerator.autocast():
+                    measured = method.validate()
+            except Interrupted:
+                return told
+        if measured or is_last or done % settings.logging_steps == 0:
+            tracker.log(done, loss=told[0], grad_norm=told[1], **_rates(method, optimizer), **measured)
+        return None
+
     for part in method.trainables:
         part.module.train()
-    with _Interrupts() as interrupts:
+    loader = Loader(method, settings, accelerator, range(first_step, max_train_steps))
+    with stops.listening(), stops.deferred(), loader as batches:
+        if untold is not None:
+            set_rates(first_step - 1)
+            untold = tell(first_step, untold) if accelerator.is_main_process else None
+            if stop := asked_to_stop(accelerator):  # again, and the checkpoint still has it to tell
+                raise _stopped(store, first_step, max_train_steps, stop)
         for step in range(first_step, max_train_steps):
             if step == prepared and method.prepare is not None:
                 ahead = math.ceil(max(_PREPARED, len(method.dataset)) / global_batch)
                 prepared = min(step + ahead, max_train_steps)
-                with accelerator.autocast():
-                    tracker.prepared(method.prepare(_own_positions(settings, accelerator, range(step, prepared))))
-            hold_still(method, step / max_train_steps)
+                try:
+                    with stops.at_once(), accelerator.autocast():
+                        tracker.prepared(method.prepare(own_positions(settings, accelerator, range(step, prepared))))
+                except Interrupted:
+                    prepared = step
+                if stop := asked_to_stop(accelerator):
+                    if accelerator.is_main_process and step > 0:
+                        _checkpoint(step, method, optimizer, named, store, accelerator, untold)
+                    raise _stopped(store, step, max_train_steps, stop)
+            set_rates(step)
             loss_sum = torch.zeros((), dtype=torch.float64)
             seen: list[Batch] = []
             for micro in range(settings.gradient_accumulation_steps):
@@ -91,8 +128,8 @@ def train(
                 accelerator.backward(losses.sum() / global_batch)
                 loss_sum += losses.detach().double().sum().cpu()
                 seen.append(batch)
-            _sum_gradients(parameters, accelerator)
-            loss = float(_summed(loss_sum, accelerator)) / global_batch
+            sum_gradients(parameters, accelerator)
+            loss = float(summed(loss_sum, accelerator)) / global_batch
             accelerator.unscale_gradients(stepper)
             norm = _clipped(parameters, settings.max_grad_norm)
             if not math.isfinite(norm) and accelerator.scaler is not None and math.isfinite(loss):
@@ -100,48 +137,81 @@ def train(
             else:
                 skipped = 0
             if not math.isfinite(loss) or (not math.isfinite(norm) and not 0 < skipped <= _LARGEST_SKIP):
-                raise _non_finite(step, loss, norm, seen, store, settings, accelerator)
-            factor = rate(step)
-            for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = base_rate * factor
+                found = f"loss {loss}, gradient norm {norm}: expected finite numbers. The weights were not changed by "
+                raise _spoilt(step, loss, norm, found + "this step", seen, store, settings, accelerator)
             stepper.step()
             stepper.zero_grad(set_to_none=True)
             done = step + 1
+            if not float(_norm(parameters)) < LARGEST_HALF and not (weight := largest(parameters)) < LARGEST_HALF:
+                found = f"after it the largest weight is {weight:.4g}; expected less than {LARGEST_HALF:.0f}, as half "
+                found += "precision holds no more. The weights of this step were not saved"
+                raise _spoilt(step, loss, norm, found, seen, store, settings, accelerator)
             for part in method.trainables:
                 part.after_step(done)
-            look = accelerator.is_main_process and (done % settings.validation_steps == 0 or done == max_train_steps)
-            measured: dict[str, float] = {}
-            if look and method.validate is not None:
-                with evaluation_weights(optimizer), accelerator.autocast():
-                    measured = method.validate()
             if accelerator.is_main_process:
                 tracker.step(done, loss)
-                if measured or done % settings.logging_steps == 0 or done == max_train_steps:
-                    tracker.log(done, loss=loss, grad_norm=norm, **_rates(method, optimizer), **measured)
-            stop = interrupts.agreed(accelerator)
+                untold = tell(done, (loss, norm))
+            stop = asked_to_stop(accelerator)
             if done % settings.checkpointing_steps == 0 or done == max_train_steps or stop:
                 if accelerator.is_main_process:
-                    _checkpoint(done, method, optimizer, named, store, accelerator)
-                    store.rotate(settings.checkpoints_total_limit)
-                accelerator.wait_for_everyone()
+                    try:
+                        _checkpoint(done, method, optimizer, named, store, accelerator, untold)
+                        store.rotate(settings.checkpoints_total_limit)
+                        failed_saves = 0
+                    except DiskError as error:
+                        failed_saves += 1
+                        must_save = stop or done == max_train_steps or failed_saves > _MOST_FAILED_SAVES
+                        if settings.on_save_error == "stop" or must_save:
+                            raise
+                        print(f"filrouge: warning: step {done} is not saved. {error}", file=sys.stderr, flush=True)
+                wait(accelerator)
             if stop:
-                raise Stopped(
-                    str(store.run_dir),
-                    f"stopped after step {done} of {max_train_steps}, everything is saved. To go on, repeat the "
-                    "command with --resume_from_checkpoint latest.",
-                    exit_code=128 + stop,
-                )
-            if look and method.preview is not None:
-                picture = store.run_dir / "samples" / f"step-{done:06d}.png"
-                with evaluation_weights(optimizer):
-                    method.preview(picture)
-                tracker.picture(done, picture)
-                for part in method.trainables:
-                    part.module.train()
-    if not accelerator.is_main_process:
-        return []
-    with evaluation_weights(optimizer):
-        return method.export(store.run_dir)
+                raise _stopped(store, done, max_train_steps, stop)
+            is_due = done % settings.validation_steps == 0 or done == max_train_steps
+            if is_due and accelerator.is_main_process and method.preview is not None:
+                _draw(done, method, optimizer, store, tracker)
+        if not accelerator.is_main_process:
+            return []
+        try:
+            with stops.at_once(), evaluation_weights(optimizer):
+                return method.export(store.run_dir)
+        except Interrupted as request:
+            raise Stopped(
+                str(store.run_dir),
+                f"stopped after the last of {max_train_steps} steps, which is saved, before the result was exported. "
+                f"{GO_ON}",
+                exit_code=request.exit_code,
+            ) from None
+
+
+_Told = tuple[float, float]  # loss and norm of the gradient of a step
+GO_ON = "To go on, repeat the command with --resume_from_checkpoint latest."
+
+
+def _stopped(store: CheckpointStore, step: int, max_train_steps: int, number: int) -> Stopped:
+    text = f"stopped after step {step} of {max_train_steps}, everything is saved. {GO_ON}"
+    if step == 0:
+        text = (
+            "stopped before the first step. To begin again, repeat the command with --resume_from_checkpoint auto, "
+            "which goes on from a checkpoint where there is one."
+        )
+    return Stopped(str(store.run_dir), text, exit_code=128 + number)
+
+
+def _draw(
+    done: int, method: Method, optimizer: torch.optim.Optimizer, store: CheckpointStore, tracker: Tracker
+) -> None:
+    """Draw the sheet of samples of a step; a request to stop leaves it out."""
+    assert method.preview is not None
+    picture = store.run_dir / "samples" / f"step-{done:06d}.png"
+    try:
+        with evaluation_weights(optimizer):
+            method.preview(picture)
+        tracker.picture(done, picture)
+    except Interrupted:
+        print(f"filrouge: {picture} was not drawn, as the run is to stop.", file=sys.stderr, flush=True)
+    for part in method.trainables:
+        part.module.train()
 
 
 def hold_still(method: Method, done_share: float) -> None:
@@ -160,49 +230,6 @@ def _rates(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, float]
     (first, of_first), *others = trained
     told = {"lr": learning_rate(of_first)}
     return told | {f"lr_{name}": learning_rate(group) for name, group in others if factor[name] != factor[first]}
-
-
-class _Positions(Dataset[list[tuple[int, Sample]]]):
-    """The images of a run as a torch dataset: position -> keyed samples, the prior's beside the image."""
-
-    def __init__(self, method: Method) -> None:
-        self._images, self._prior = method.dataset, method.prior
-
-    def __getitem__(self, position: int) -> list[tuple[int, Sample]]:
-        group = [(position, self._images.sample(position))]
-        if self._prior is not None:
-            group.append((-1 - position, self._prior.sample(position)))
-        return group
-
-
-def _batches(method: Method, settings: LoopSettings, accelerator: Accelerator, steps: range) -> Iterator[Batch]:
-    positions, size = _own_positions(settings, accelerator, steps), settings.train_batch_size
-    return iter(
-        DataLoader(
-            _Positions(method),
-            batch_sampler=[positions[start : start + size] for start in range(0, len(positions), size)],
-            collate_fn=Batch.collate,
-            num_workers=settings.dataloader_num_workers,
-            worker_init_fn=_outlive_interrupt,
-            # its base seed must not come from the global generator
-            generator=torch.Generator().manual_seed(derive(settings.seed, "loader")),
-        )
-    )
-
-
-def _own_positions(settings: LoopSettings, accelerator: Accelerator, steps: range) -> list[int]:
-    """Return the positions of the run that this process takes in some steps, in their order."""
-    size, ranks = settings.train_batch_size, accelerator.num_processes
-    micro_steps = range(
-        steps.start * settings.gradient_accumulation_steps, steps.stop * settings.gradient_accumulation_steps
-    )
-    shares = [(micro_step * ranks + accelerator.process_index) * size for micro_step in micro_steps]
-    return [position for share in shares for position in range(share, share + size)]
-
-
-def _outlive_interrupt(_: int) -> None:
-    """Leave a terminal's interrupt, which every process gets, to the one that trains and needs images for its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_optimizer(method: Method, settings: LoopSettings, global_batch: int, max_steps: int) -> torch.optim.Optimizer:
@@ -241,16 +268,6 @@ def _rate(optimizer: torch.optim.Optimizer, settings: LoopSettings, max_train_st
     return factor
 
 
-def _sum_gradients(parameters: list[torch.nn.Parameter], accelerator: Accelerator) -> None:
-    if accelerator.num_processes == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    summed: Tensor = accelerator.reduce(flat, reduction="sum")
-    for gradient, part in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def _clipped(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
     """Scale gradients with a larger norm than max_norm down to it, and return the norm that they had.
 
@@ -263,23 +280,16 @@ def _clipped(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
     return value
 
 
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all gradients together.
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of gradients or weights, all of them together.
 
     On a CPU a product of each with itself takes half the time of torch's norm, whose sum of 80 million squares is also
     off by a thousandth.
     """
-    if not gradients or any(gradient.device.type != "cpu" or gradient.dtype != torch.float32 for gradient in gradients):
-        return torch.nn.utils.get_total_norm(gradients)
-    flat = [gradient.flatten() for gradient in gradients]
+    if not tensors or any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
+        return torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
+    flat = [tensor.detach().flatten() for tensor in tensors]
     return torch.stack([torch.dot(each, each) for each in flat]).sum().sqrt()
-
-
-def _summed(value: Tensor, accelerator: Accelerator) -> Tensor:
-    if accelerator.num_processes == 1:
-        return value
-    summed: Tensor = accelerator.reduce(value.to(accelerator.device), reduction="sum")
-    return summed.cpu()
 
 
 def _checkpoint(
@@ -289,7 +299,10 @@ def _checkpoint(
     named: dict[str, torch.nn.Parameter],
     store: CheckpointStore,
     accelerator: Accelerator,
+    untold: _Told | None,
 ) -> None:
+    """Publish all that a continuation needs. untold: what it has to tell of this step, as a request kept it back."""
+
     def write(folder: Path) -> None:
         for part in method.trainables:
             files.save_tensors(folder / f"{part.name}.safetensors", part.state(), {})
@@ -307,6 +320,8 @@ def _checkpoint(
             "num_threads": torch.get_num_threads(),
             "num_processes": accelerator.num_processes,
         }
+        if untold is not None:
+            state["untold"] = {"loss": untold[0], "grad_norm": untold[1]}
         files.write_json(folder / "state.json", state)
 
     store.publish(step, write)
@@ -318,13 +333,21 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     named: dict[str, torch.nn.Parameter],
     accelerator: Accelerator,
-) -> int:
-    """Restore everything a checkpoint holds and return its step. Says when the result will not be bit-identical."""
+) -> tuple[int, _Told | None]:
+    """Restore everything a checkpoint holds; return its step, and what is still to be told of it.
+
+    Says when the result will not be bit-identical. Raises OutputError for weights that are not finite.
+    """
     for part in method.trainables:
         path = checkpoint.folder / f"{part.name}.safetensors"
         if not path.exists():
             raise OutputError(str(checkpoint.folder), f"holds no {path.name}; it was written by another method.")
-        part.restore(files.load_tensors(path))
+        tensors = files.load_tensors(path)
+        if names := not_finite(tensors):
+            raise OutputError(
+                str(path), f"holds weights that are not finite ({names[0]}). Go on from an earlier checkpoint-N."
+            )
+        part.restore(tensors)
     groups = json.loads((checkpoint.folder / "optimizer.json").read_text(encoding="utf-8"))
     tensors = files.load_tensors(checkpoint.folder / "optimizer.safetensors")
     load_optimizer(optimizer, list(named.items()), tensors, groups)
@@ -339,18 +362,21 @@ def _restore(
     for key, value in present.items():
         if state[key] != value and accelerator.is_main_process:
             print(f"resume: {key} was {state[key]} and is {value}: the result is valid, but not bit-identical.")
-    return int(state["step"])
+    untold = state.get("untold")
+    return int(state["step"]), None if untold is None else (untold["loss"], untold["grad_norm"])
 
 
-def _non_finite(
+def _spoilt(
     step: int,
     loss: float,
     norm: float,
+    found: str,
     seen: list[Batch],
     store: CheckpointStore,
     settings: LoopSettings,
     accelerator: Accelerator,
 ) -> NonFiniteError:
+    """Return the error of a step that gives, or has given, numbers that cannot be used. found: what was found."""
     report = store.run_dir / f"nonfinite-{accelerator.process_index}.json"
     record = {
         "step": step + 1,
@@ -364,35 +390,6 @@ def _non_finite(
     last = store.find_latest()
     return NonFiniteError(
         f"step {step + 1}",
-        f"loss {loss}, gradient norm {norm}: expected finite numbers. The weights were not changed by this step; "
-        f"the last checkpoint is {last.folder.name if last else 'none'}. The images of the step are listed in "
+        f"{found}; the last checkpoint is {last.folder.name if last else 'none'}. The images of the step are listed in "
         f"{report}. Lower --learning_rate (now {settings.learning_rate}), or train in float32 or bf16.",
     )
-
-
-class _Interrupts:
-    """Turns the first SIGINT or SIGTERM into a request to stop at the next step; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self._received = 0
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> _Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _note(self, number: int, _: types.FrameType | None) -> None:
-        self._received = number
-        signal.signal(number, self._previous[number])  # type: ignore[arg-type]
-
-    def agreed(self, accelerator: Accelerator) -> int:
-        """Return the signal received by any process, or 0: all processes stop after the same step."""
-        if accelerator.num_processes == 1:
-            return self._received
-        flags: Tensor = accelerator.gather(torch.tensor([self._received], device=accelerator.device))
-        return int(flags.max())

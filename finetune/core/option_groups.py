@@ -47,8 +47,8 @@ def _concept_name(name: str) -> str:
 
 
 def _checkpoint_name(name: str) -> str:
-    if not re.fullmatch(r"latest|checkpoint-[0-9]+", name):
-        raise ValueError("expected latest, or checkpoint-N as a folder of --output_dir is called")
+    if not re.fullmatch(r"latest|auto|checkpoint-[0-9]+", name):
+        raise ValueError("expected latest, auto, or checkpoint-N as a folder of --output_dir is called")
     return name
 
 
@@ -260,6 +260,9 @@ class OptimiseSettings(Settings):
     dataloader_num_workers: int = Field(
         default=0, ge=0, description="processes that read images; 0: the training process"
     )
+    ddp_timeout_minutes: float = Field(
+        default=30.0, gt=0, description="how long one of several processes waits for the others before the run ends"
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of each process; none: its share of all cores"
     )
@@ -359,11 +362,16 @@ class OutputSettings(Settings):
         default=False, description="move an earlier run's folder aside (it is never deleted)"
     )
     resume_from_checkpoint: Annotated[str, AfterValidator(_checkpoint_name)] | None = Field(
-        default=None, description="latest, or checkpoint-N; none: start anew"
+        default=None,
+        description="latest, or checkpoint-N; auto: latest, or anew where there is no checkpoint; none: start anew",
     )
     checkpointing_steps: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
     checkpoints_total_limit: int | None = Field(
         default=None, ge=2, description="checkpoints kept, the newest; none: all"
+    )
+    on_save_error: Literal["stop", "warn"] = Field(
+        default="stop",
+        description="where the disk does not take a checkpoint: end the run, or warn and go on up to three in a row",
     )
     report_to: Annotated[tuple[str, ...], AfterValidator(_tracker_names)] = Field(
         default=(),

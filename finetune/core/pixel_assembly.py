@@ -19,6 +19,7 @@ from finetune.core.concept_images import open_source
 from finetune.core.method import Objective
 from finetune.core.pixel_objective import BoundObjective, LabelConditioner, noise_objective
 from finetune.core.settings import DdpmSettings
+from finetune.core.stops import at_once
 from finetune.core.trainables import WholeModule, averages
 from finetune.core.validation import ValidationLoss
 from pipelines.diffusion.drawing import Way
@@ -128,7 +129,7 @@ def validation(
     )
 
     def measure() -> dict[str, float]:
-        with averages((part,)):
+        with averages((part,)), at_once():
             return measured.measure()
 
     return measure
@@ -145,7 +146,7 @@ def preview(settings: DdpmSettings, pixel_model: PixelModel, part: WholeModule) 
     labels = settings.validation_prompt or pixel_model.class_labels[:PREVIEW_LABELS] or (settings.subject,)
 
     def draw(path: Path) -> None:
-        with averages((part,)):
+        with averages((part,)), at_once():
             rows = [Row(label, _samples(pixel_model, label, num_images, settings.train_batch_size)) for label in labels]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet(rows, title=path.stem), path)

@@ -9,7 +9,8 @@ import platform
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +19,15 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
-from data.errors import FilrougeError, OutputError, SettingsError, Stopped, UploadError
+from data.errors import FilrougeError, Interrupted, NonFiniteError, OutputError, SettingsError, Stopped, UploadError
+from data.exits import as_known
 from data.splits import manifest_hash
-from finetune.core import files, hub
+from finetune.core import files, hub, processes, stops
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.contradictions import TYPED
 from finetune.core.cost import Meter
 from finetune.core.hardware import require
-from finetune.core.loop import train
+from finetune.core.loop import GO_ON, train
 from finetune.core.memory import forecast
 from finetune.core.method import Method
 from finetune.core.option_groups import PART_RATES, fitting_warmup
@@ -53,9 +55,15 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
 
     default_dir: the run folder where --output_dir is not given, below `runs/`.
     """
-    require(settings)
-    settings = _on_this_machine(settings)
     run_dir = (settings.output_dir or Path("runs") / default_dir).absolute()
+    with stops.listening(partial(_end_by_force, run_dir)):
+        _run(settings, build, run_dir)
+
+
+def _run(settings: Settings, build: Callable[[Settings, Accelerator], Method], run_dir: Path) -> None:
+    require(settings)
+    processes.join(settings.ddp_timeout_minutes)
+    settings = _on_this_machine(settings)
     accelerator = Accelerator(
         mixed_precision=_mixed_precision(settings),
         gradient_accumulation_steps=1,
@@ -66,7 +74,6 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         for warning in settings.origin.warnings:
             print(f"filrouge: warning: {warning}", file=sys.stderr, flush=True)
     use_threads(settings.num_threads, accelerator.device)
-    resume = settings.resume_from_checkpoint is not None
     if settings.push_to_hub and accelerator.is_main_process:
         settings = hub.with_repository(settings, run_dir)
     if settings.dry_run:
@@ -74,25 +81,33 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         settings = _with_fitting_warmup(method, settings, accelerator)
         accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
+    resume = settings.resume_from_checkpoint is not None
     if accelerator.is_main_process:
-        prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
-    accelerator.wait_for_everyone()
+        goes_on = resume and not (settings.resume_from_checkpoint == "auto" and _is_new(run_dir))
+        prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=goes_on)
+    processes.wait(accelerator)
     with RunLock(run_dir, enabled=accelerator.is_main_process):
-        method = build(settings, accelerator)
-        settings = _with_fitting_warmup(method, settings, accelerator)
-        max_train_steps = _max_train_steps(method, settings, accelerator)
-        store = CheckpointStore(run_dir, _run_id(run_dir, resume=resume, accelerator=accelerator))
-        resume_from = _resume_point(store, settings, method, accelerator)
-        accelerator.wait_for_everyone()
+        status = RunStatus(run_dir)
+        if accelerator.is_main_process:
+            status.settle()
+        try:
+            method = build(settings, accelerator)
+            settings = _with_fitting_warmup(method, settings, accelerator)
+            max_train_steps = _max_train_steps(method, settings, accelerator)
+            run_id = _run_id(run_dir, resume=resume, accelerator=accelerator)
+            store = CheckpointStore(run_dir, run_id, lambda step: _tell(status, accelerator, "running", step, ""))
+            resume_from = _resume_point(store, settings, method, accelerator)
+            processes.wait(accelerator)
+        except Interrupted as request:
+            text = "stopped while it was loading, before the first step. Repeat the command to run it."
+            raise Stopped(str(run_dir), text, exit_code=request.exit_code) from None
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
             files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
             accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
         if settings.push_to_hub and accelerator.is_main_process:
             hub.create_repository(settings)
-        status = RunStatus(run_dir)
         first_step = resume_from.step if resume_from else 0
-        _tell(status, accelerator, "running", first_step, "")
         meter = Meter(
             run_dir,
             first_step=first_step,
@@ -100,6 +115,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
             num_processes=accelerator.num_processes,
         )
         try:
+            _tell(status, accelerator, "running", first_step, "")
             with closing(_tracker(settings, store, accelerator, meter, first_step, max_train_steps)) as tracker:
                 how_to_use = train(
                     method,
@@ -122,20 +138,60 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
 
                 draw_curves(tracker.path, run_dir / "curves.png")
         except BaseException as error:
-            last = store.find_latest()
-            state: RunState = "stopped" if isinstance(error, Stopped) else "failed"
-            reason = str(error) if isinstance(error, FilrougeError) else f"{type(error).__name__}: {error}"
-            if accelerator.is_main_process and last is not None:
-                meter.write(last.step)
-            _tell(status, accelerator, state, last.step if last else 0, reason)
+            if accelerator.is_main_process:
+                _record_end(error, store, status, meter)
             raise
-        _tell(status, accelerator, "done", max_train_steps, "")
+        _tell(status, accelerator, "done", max_train_steps, "", exit_code=0)
         if settings.push_to_hub and accelerator.is_main_process:
             try:
                 print(f"uploaded to {hub.upload(settings, run_dir)}")
             except UploadError as error:
-                status.write("done", last_durable_step=max_train_steps, reason=str(error))
+                status.write(
+                    "done", last_durable_step=max_train_steps, reason=str(error), exit_code=UploadError.exit_code
+                )
                 raise
+
+
+def _record_end(error: BaseException, store: CheckpointStore, status: RunStatus, meter: Meter) -> None:
+    """Write how a run has ended before its time, and add to the error what of it is saved.
+
+    A disk that takes no more must not hide the error.
+    """
+    last = store.find_latest()
+    is_stop = isinstance(error, Stopped | KeyboardInterrupt)
+    known = as_known(error, store.run_dir.name)
+    reason = f"{type(error).__name__}: {error}" if known is None else str(known)
+    code = getattr(error if known is None else known, "exit_code", 130 if is_stop else 1)
+    if not isinstance(error, Stopped | NonFiniteError):  # which name it; and what is not finite will be so again
+        saved = "No step of the run is saved." if last is None else f"{last.folder.name} holds the run so far. {GO_ON}"
+        error.add_note(f"  {saved}")
+    try:
+        status.write(
+            "stopped" if is_stop else "failed",
+            last_durable_step=last.step if last else 0,
+            reason=reason,
+            exit_code=code,
+        )
+        if last is not None:
+            meter.write(last.step)
+    except FilrougeError as unwritten:
+        print(f"filrouge: warning: {unwritten}", file=sys.stderr, flush=True)
+
+
+def _end_by_force(run_dir: Path, number: int) -> None:
+    """Write that a run was asked twice to stop, and that it waited in a library meanwhile."""
+    with suppress(OSError, ValueError, KeyError):
+        before = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        if before["status"] == "running" and RunLock.is_held(run_dir):
+            reason = "was asked twice to stop, and did not answer"
+            step = before["last_durable_step"]
+            RunStatus(run_dir).write("stopped", last_durable_step=step, reason=reason, exit_code=128 + number)
+
+
+def _is_new(run_dir: Path) -> bool:
+    """Return whether a folder holds nothing that a run writes first, whole or half."""
+    names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    return not any(name.removeprefix(".tmp-") in ("settings.yaml", "manifest.json", "status.json") for name in names)
 
 
 def _tracker(
@@ -157,12 +213,15 @@ def _tracker(
         done=meter.done,
         shown_in=trackers,
         enabled=accelerator.is_main_process,
+        outlives_full_disk=settings.on_save_error == "warn",
     )
 
 
-def _tell(status: RunStatus, accelerator: Accelerator, state: RunState, step: int, reason: str) -> None:
+def _tell(
+    status: RunStatus, accelerator: Accelerator, state: RunState, step: int, reason: str, exit_code: int | None = None
+) -> None:
     if accelerator.is_main_process:
-        status.write(state, last_durable_step=step, reason=reason)
+        status.write(state, last_durable_step=step, reason=reason, exit_code=exit_code)
 
 
 def _on_this_machine(settings: Settings) -> Settings:
@@ -297,7 +356,15 @@ def _resume_point(
     if accelerator.is_main_process:
         for stale in store.clean():
             accelerator.print(f"resume: removed {stale}, left by a save that did not end")
-    checkpoint = store.resolve(settings.resume_from_checkpoint)
+    processes.wait(accelerator)
+    if settings.resume_from_checkpoint == "auto":
+        newest = store.newest_or_none()
+        if newest is None:
+            accelerator.print("resume: no checkpoint is there, the run begins anew")
+            return None
+        checkpoint = newest
+    else:
+        checkpoint = store.resolve(settings.resume_from_checkpoint)
     before = json.loads((store.run_dir / "manifest.json").read_text(encoding="utf-8"))
     now = json.loads(json.dumps(_manifest(method, settings, store.run_id, accelerator)))
     problems = [

@@ -18,6 +18,7 @@ from data.errors import SettingsError
 from data.randomness import derive
 from data.synthetic.world import SIZE_PX
 from pipelines.components import Components, load_components
+from pipelines.finite import module_problems
 from pipelines.spaces import LatentSpace
 
 LATENT_CHANNELS = 4
@@ -174,6 +175,8 @@ def _read(cls: type[M], folder: Path) -> M:
         raise SettingsError(str(folder), f"holds no {cls.__name__}: {reason}") from None
     if report["missing_keys"]:
         raise SettingsError(str(folder), f"lacks weights of its {cls.__name__}, such as {report['missing_keys'][0]}.")
+    if problems := module_problems(part):
+        raise SettingsError(str(folder), *problems)
     if isinstance(part, ModelMixin):
         part.register_to_config(_name_or_path="")  # a path of this machine, which an export would carry along
     return part

@@ -15,7 +15,7 @@ from finetune.core.option_groups import LENGTHS, OptimiseSettings, Settings
 FREE_ON_RESUME = frozenset(
     {
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "dataloader_num_workers"),
-        *("checkpointing_steps", "checkpoints_total_limit", "logging_steps"),
+        *("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "on_save_error", "ddp_timeout_minutes"),
         *("report_to", "tracker_project_name", "logging_dir"),
         *("push_to_hub", "hub_model_id", "hub_private_repo"),
         *("validation_steps", "num_validation_images", "validation_prompt", "identifier_report"),

@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType
 from PIL import Image
 
-from data.errors import SettingsError, nearest
+from data.errors import DiskError, SettingsError, nearest
 from data.progress import Progress
 from finetune.core import files
 from finetune.core.settings import LoopSettings
@@ -38,9 +38,11 @@ class Tracker:
         done: Counter[str] | None = None,
         shown_in: Sequence[GeneralTracker] = (),
         enabled: bool = True,
+        outlives_full_disk: bool = False,
     ) -> None:
         """done: counts what is done beside the steps. shown_in: started trackers. enabled: False for all processes of a
-        run but the first, which write nothing.
+        run but the first, which write nothing. outlives_full_disk: keep lines that the disk does not take until it
+        does, instead of raising DiskError.
         """
         self.path = run_dir / "metrics.jsonl"
         if enabled:
@@ -49,6 +51,7 @@ class Tracker:
         self._bar = Progress(total=last_step, initial=first_step, unit="step", desc="train", disable=not enabled)
         self._started, self._first_step = time.monotonic(), first_step
         self._trackers = list(shown_in)
+        self._outlives_full_disk, self._unwritten = outlives_full_disk, list[str]()
         self._done = Counter() if done is None else done
 
     def step(self, step: int, loss: float) -> None:
@@ -62,7 +65,14 @@ class Tracker:
         self._done.update(done)
 
     def log(self, step: int, **values: float) -> None:
-        files.append_line(self.path, json.dumps({"step": step, **values}))
+        self._unwritten.append(json.dumps({"step": step, **values}))
+        try:
+            while self._unwritten:
+                files.append_line(self.path, self._unwritten[0])
+                self._unwritten.pop(0)
+        except DiskError:
+            if not self._outlives_full_disk:
+                raise
         self._show(lambda tracker: tracker.log(values, step=step))
 
     def picture(self, step: int, path: Path) -> None:

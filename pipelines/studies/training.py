@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import FilrougeError, OutputError, SettingsError
+from data.exits import PARENT_VARIABLE
 from data.progress import Progress
 from pipelines.studies.study import Run
 from pipelines.whole_files import write_json
@@ -175,7 +176,7 @@ def _threads(num_jobs: int) -> int:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), PARENT_VARIABLE: "1"}
 
 
 def _timed(command: Sequence[str], log: Path, threads: int) -> tuple[int, Cost]:

@@ -18,7 +18,7 @@ from data.crops import Crops
 from data.image_dataset import ImageDataset, build_image_dataset
 from data.splits import manifest_hash
 from finetune.core.encodings import EncodedSpace, EncodingStore
-from finetune.core.loop import _batches
+from finetune.core.loader import Loader
 from finetune.core.method import Batch
 from finetune.core.run import run
 from finetune.core.settings import LoopSettings, LoraSettings
@@ -97,7 +97,7 @@ def _seen_by(dataset: ImageDataset, rank: int, num_processes: int, steps: range,
     settings = LoopSettings.model_validate(options)
     accelerator: Any = SimpleNamespace(process_index=rank, num_processes=num_processes)
     method: Any = SimpleNamespace(dataset=dataset, prior=None)
-    return list(_batches(method, settings, accelerator, steps))
+    return list(Loader(method, settings, accelerator, steps))
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

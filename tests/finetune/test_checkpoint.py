@@ -941,10 +941,11 @@ def test_resuming_and_overwriting_exclude_each_other(tmp_path: Path) -> None:
 def test_the_status_is_replaced_whole(tmp_path: Path) -> None:
     status = RunStatus(tmp_path)
     status.write("running", last_durable_step=None, reason="")
-    status.write("stopped", last_durable_step=40, reason="SIGTERM")
+    status.write("stopped", last_durable_step=40, reason="SIGTERM", exit_code=143)
     assert json.loads((tmp_path / "status.json").read_bytes()) == {
         "status": "stopped",
         "last_durable_step": 40,
         "reason": "SIGTERM",
+        "exit_code": 143,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]

@@ -209,7 +209,10 @@ def test_a_wrong_item_of_a_list_is_named(config_dir: Path) -> None:
         (["--config"], r"--config: a value is missing.*"),
         (["--config", "absent.yaml"], r"absent\.yaml: No such file or directory\..*"),
         (["--config", "."], r"\.: Is a directory\..*"),
-        (["--resume_from_checkpoint", "auto"], r"--resume_from_checkpoint: found 'auto', expected latest, or .*"),
+        (
+            ["--resume_from_checkpoint", "newest"],
+            r"--resume_from_checkpoint: found 'newest', expected latest, auto, or .*",
+        ),
         (["--concept", "../x"], r"--concept: found '\.\./x', expected up to 64 letters.*"),
         (
             ["--lr_power", "2", "--lr_scheduler", "linear"],

@@ -231,6 +231,21 @@ def test_a_folder_that_is_no_base_is_refused_with_its_reasons(spoil: Spoil, said
         assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(("part", "value"), [(UNET, torch.inf), (VAE, torch.nan), (TEXT, -torch.inf)])
+def test_a_part_with_a_number_that_is_not_finite_is_refused(part: str, value: float, base_copy: Path) -> None:
+    """In the autoencoder it let a whole run train, and was then taken for a fault of the training."""
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name = sorted(tensors)[-1]
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[-1] = value
+        return tensors
+
+    edit_weights(base_copy / part, spoil)
+    with pytest.raises(SettingsError, match=rf"{part.partition('/')[0]}/ holds numbers that are not finite, in "):
+        load_components(str(base_copy))
+
+
 def test_a_variant_is_loaded_by_its_name_only(base_copy: Path, components: Components) -> None:
     for part in (UNET, VAE, TEXT):
         (base_copy / part).rename(base_copy / part.replace(".safetensors", ".fp16.safetensors"))

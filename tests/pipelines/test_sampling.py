@@ -128,16 +128,25 @@ def test_half_precision_in_the_denoiser_draws_nearly_the_same(pipeline: StableDi
     assert 0 < np.abs(half - expected).mean() < 0.05
 
 
-@pytest.fixture(params=[(float("nan"), "is not finite"), (-50.0, "is black in every pixel")])
-def empty(request: pytest.FixtureRequest, pipeline: StableDiffusionPipeline) -> str:
-    value, said = request.param
+def _decoding_to(value: float, pipeline: StableDiffusionPipeline) -> None:
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.weight.zero_()
         pipeline.vae.decoder.conv_out.bias.fill_(value)
-    return said
 
 
-def test_images_that_show_nothing_are_refused(empty: str, pipeline: StableDiffusionPipeline) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_images_that_are_not_finite_are_refused(value: float, pipeline: StableDiffusionPipeline) -> None:
+    """Clamped to what can be shown, the second would pass for a black one."""
+    _decoding_to(value, pipeline)
     with pytest.raises(NonFiniteError) as caught:
         sample(pipeline, PROMPTS[:2], SEEDS[:2], batch_size=2, **HOW)
-    assert f"prompt 'compacted warp' and seed 1 {empty}" in str(caught.value)
+    assert "prompt 'compacted warp' and seed 1 is not finite" in str(caught.value)
+
+
+def test_a_black_image_is_an_image_and_told(
+    pipeline: StableDiffusionPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Air is black, and so are all pictures of some classes."""
+    _decoding_to(-50.0, pipeline)
+    assert not sample(pipeline, PROMPTS[:2], SEEDS[:2], batch_size=2, **HOW).any()
+    assert "prompt 'compacted warp' and seed 1 is black in every pixel" in capsys.readouterr().err
