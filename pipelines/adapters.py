@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
 from pipelines.drawing_sizes import FACTS_KEY
+from pipelines.fingerprints import differing_parts
 
 Part = Literal["unet", "text_encoder"]
 # the two factors of a layer's adapter and, for DoRA, the magnitudes of the rows of its weight, as peft names them
@@ -328,12 +329,12 @@ def _adaptable(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:
 def _other_base(pipeline: StableDiffusionPipeline, facts: Mapping[str, Any], base_fingerprint: str | None) -> list[str]:
     """Say how the model differs from the one an adapter says it was trained on."""
     problems = []
-    trained_on = facts.get("base_fingerprint")
-    if None not in (trained_on, base_fingerprint) and trained_on != base_fingerprint:
+    others = differing_parts(facts.get("base_fingerprint"), base_fingerprint)
+    if others:
         base = facts.get("base")
         problems.append(
-            f"trained on {base or 'a base with'}{', which has' if base else ''} other weights of the same shape "
-            f"(fingerprint {trained_on}, this model has {base_fingerprint}). Give the base it was trained on."
+            f"trained on {base or 'a base with'}{', which has' if base else ''} other weights of the same shape: this "
+            f"model differs from it in {', '.join(others)}. Give the base it was trained on."
         )
     trained_for, predicts = facts.get("prediction_type"), pipeline.scheduler.config.prediction_type
     if trained_for not in (None, predicts):

@@ -30,7 +30,10 @@ PROVENANCE = "class_images.json"
 
 @dataclass(frozen=True)
 class ClassRecipe:
-    """What decides the images of a class, each together with its number."""
+    """What decides the images of a class, each together with its number.
+
+    precision: in which the base draws them: "no", "fp16", "bf16", or "nf4" for a U-Net in 4 bits.
+    """
 
     prompt: str
     base_fingerprint: str
@@ -39,6 +42,7 @@ class ClassRecipe:
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    precision: str = "no"
 
     @property
     def key(self) -> str:

@@ -128,6 +128,7 @@ def prior(
         seed=settings.seed,
         num_inference_steps=CLASS_SAMPLING_STEPS,
         guidance_scale=CLASS_GUIDANCE_SCALE,
+        precision="nf4" if getattr(base.unet, "is_loaded_in_4bit", False) else str(accelerator.mixed_precision),
     )
     folder = settings.class_data_dir or cache_folder() / "class-images"
     with accelerator.main_process_first(), accelerator.autocast():  # the base may be in float32 under mixed precision

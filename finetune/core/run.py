@@ -33,6 +33,7 @@ from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
 from finetune.core.threads import use_threads
 from finetune.core.tracking import Tracker, start_trackers
+from pipelines.fingerprints import differing_parts
 
 Settings = TypeVar("Settings", bound=LoopSettings)
 _LIBRARIES = (
@@ -302,9 +303,13 @@ def _resume_point(
     now = json.loads(json.dumps(_manifest(method, settings, store.run_id, accelerator)))
     problems = [
         f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now.get(key)}."
-        for key in ("method", "data", "prior", "base_fingerprint")
+        for key in ("method", "data", "prior", "vae", "text_encoder")
         if before.get(key) != now.get(key)
     ]
+    told, found = before.get("base_fingerprint"), now.get("base_fingerprint")
+    if told != found:
+        others = ", ".join(differing_parts(told, found, exact=True)) or "whether there is one"
+        problems.append(f"base_fingerprint is not what the checkpoint was made with: the base differs in {others}.")
     if problems:
         raise OutputError(str(store.run_dir), *problems, "Start a new run with another --output_dir.")
     # a run of an older version does not say how many there were

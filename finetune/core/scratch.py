@@ -126,9 +126,9 @@ def latent_space(vae: Path, device: torch.device) -> LatentSpace:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash of the weights in a model's folder."""
+    """Return a hash of the weights and the config in a model's folder."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
@@ -143,7 +143,8 @@ def diffusion_components(
     """
     if init_from is not None:
         autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
-        return replace(load_components(str(init_from)), vae=autoencoder, folder=None)  # it holds another autoencoder
+        base = load_components(str(init_from))
+        return replace(base, vae=autoencoder, folder=None, fingerprint="")  # the folder holds another autoencoder
     autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
     text = _read(CLIPTextModel, text_folder / "text_encoder")
     scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)

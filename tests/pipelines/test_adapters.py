@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -539,6 +540,15 @@ def test_a_base_of_the_same_shape_is_told_apart(
     with pytest.raises(SettingsError, match="trained on tiny, which has other weights of the same shape"):
         load_adapter(build_pipeline(other), exported, base_fingerprint=other.fingerprint)
     load_adapter(build_pipeline(other), exported)  # no fingerprint: the user answers for it
+
+
+def test_a_base_with_another_autoencoder_is_told_apart(exported: Path, tiny_base_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_base_dir, tmp_path / "base")
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor / 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    other = load_components(str(folder))
+    with pytest.raises(SettingsError, match=r"this model differs from it in vae\. Give the base"):
+        load_adapter(build_pipeline(other), exported, base_fingerprint=other.fingerprint)
 
 
 def test_a_file_of_another_ending_is_refused(exported: Path, fresh: Components) -> None:
