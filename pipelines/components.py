@@ -425,7 +425,7 @@ def _states(folder: Path, variant: str | None) -> dict[str, tuple[FileState, ...
 def _fingerprint(
     folder: Path, variant: str | None, read: Mapping[str, Any], states: Mapping[str, tuple[FileState, ...]]
 ) -> str:
-    unet, vae, text, tokenizer = (read[part] for part in ("unet", "vae", "text_encoder", "tokenizer"))
+    vae, text, tokenizer = (read[part] for part in ("vae", "text_encoder", "tokenizer"))
     facts = {part: _decisive(read[part]) for part in WEIGHTS}
     # of the file: in memory the U-Net may be in 4 bits
     unet_file = folder / "unet" / weights_file("unet", variant)

@@ -1,4 +1,4 @@
-"""What tells one base from another: every part and every byte, hashed once for as long as the files stay what they are."""
+"""What tells one base from another: every part and every byte, hashed once while the files stay the same."""
 
 from __future__ import annotations
 
