@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from data.errors import DiskError, FilrougeError, OutOfMemoryError, SettingsError
 from data.freed_memory import keep_freed_memory
+from data.plain_text import plain_message
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -80,7 +81,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
         known = _as_filrouge_error(error, name, memory_hints)
         if known is None:
             raise
-        print(f"filrouge: {known}", file=sys.stderr)
+        print(f"filrouge: {plain_message(known)}", file=sys.stderr)
         return known.exit_code
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,7 +208,7 @@ def load_adapter(
     elif is_kohya(shapes):
         problems = [
             "is in kohya's form, of which diffusers loses alphas that differ between layers, and DoRA's magnitudes. "
-            f"Convert it once: python pipelines/convert_adapter.py --adapter {path} --to diffusers"
+            f"Convert it once: python pipelines/convert_adapter.py --to diffusers --adapter {shlex.quote(str(path))}"
         ]
     else:
         problems = _misfits(pipeline, shapes) or _other_base(pipeline, facts, base_fingerprint)

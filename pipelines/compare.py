@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import DataError, OutputError, SettingsError
 from data.exits import Parser, at_least, exit_code, positive
 from data.output_folders import refuse_unwritable
+from data.plain_text import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +199,7 @@ def _tell(scores: Mapping[str, Any]) -> None:
             else "{:.2f} [{:.2f}, {:.2f}]".format(entry["skill"], *entry["skill_interval"])
         )
         print(
-            f"  {prompt:36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
+            f"  {plain(prompt):36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
             f"tuned {entry['tuned']:.4f}  skill {gained}"
         )
     if scores["skill"] is not None:
@@ -219,7 +221,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise OutputError(str(path), "is not JSON; expected the folder of a run that has ended.") from None
     if "base" not in manifest:
-        advice = f" Judge it so: python pipelines/judge_pixels.py --model {folder}" if "pixel_model" in manifest else ""
+        judge = f" Judge it so: python pipelines/judge_pixels.py --model {shlex.quote(str(folder))}"
+        advice = judge if "pixel_model" in manifest else ""
         raise SettingsError(str(folder), f"is a run of {manifest.get('method')}, which fine-tunes no base.{advice}")
     return manifest
 

@@ -18,6 +18,7 @@ from PIL import Image
 from data.dataset import Sample
 from data.errors import DataError
 from data.output_folders import refuse_unwritable
+from data.plain_text import plain
 from data.progress import Progress
 from data.randomness import derive, permuted_index
 from finetune.core import files
@@ -103,7 +104,7 @@ def _draw_missing(components: Components, recipe: ClassRecipe, home: Path, num_i
         return
     refuse_unwritable(home, "--class_data_dir").mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(components)
-    with Progress(total=len(missing), unit="image", desc=f"class images: {recipe.prompt}") as bar:
+    with Progress(total=len(missing), unit="image", desc=f"class images: {plain(recipe.prompt)}") as bar:
         for start in range(0, len(missing), batch_size):
             numbers = missing[start : start + batch_size]
             pictures = sample(

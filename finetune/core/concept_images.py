@@ -10,6 +10,7 @@ from data.captions import with_article
 from data.dataset import ConceptDataset
 from data.environment import cache_folder
 from data.errors import SettingsError
+from data.plain_text import plain_lines
 from data.sources import ImageSource, refuse_unused
 from data.stand_ins import generated_data
 from data.wording import RewordedDataset, Wording
@@ -82,7 +83,7 @@ def open_source(
     )
     refuse_unused(source, settings.changed())
     dataset = source.open()
-    accelerator.print("\n".join(dataset.notes))
+    accelerator.print(plain_lines(dataset.notes))
     return ConceptImages(source, dataset)
 
 

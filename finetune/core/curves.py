@@ -90,7 +90,7 @@ def figure(metrics: dict[str, Series], title: str = "") -> Figure:
     num_rows = (len(shown) + 1) // 2
     whole = Figure(figsize=(13, 3.6 * num_rows), dpi=110, layout="constrained")
     FigureCanvasAgg(whole)
-    whole.suptitle(title, fontsize=13, fontweight="bold")
+    whole.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)  # a folder may be called $x$
     grid = whole.add_gridspec(num_rows, 2)
     last_step = max(float(series.steps.max()) for series in metrics.values())
     odd = len(shown) % 2  # the first panel has a row for itself then

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from data.dataset import ConceptDataset
 from data.errors import SettingsError, nearest
 from data.labelled.pictures import open_labelled
+from data.plain_text import plain_lines
 from finetune.core import pixel_models
 from finetune.core.concept_images import open_source
 from finetune.core.method import Objective
@@ -60,8 +61,7 @@ def open_pictures(settings: DdpmSettings, accelerator: Accelerator) -> Pictures:
         random_flip=settings.random_flip,
         proportion_empty_prompts=proportion_empty,
     )
-    for note in dataset.notes:
-        accelerator.print(note)
+    accelerator.print(plain_lines(dataset.notes))
     source = {"data_format": settings.data_format, "train_data_dir": str(settings.train_data_dir.resolve())}
     return Pictures(dataset, source, settings.channels or dataset.training.channels)
 

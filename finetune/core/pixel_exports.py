@@ -113,7 +113,7 @@ def _check_reload(folder: Path, model: PixelModel, expected: list[Tensor]) -> No
 
 def how_to_use(model: PixelModel, folder: Path) -> list[str]:
     """Return the lines of Python that draw pictures from a folder with plain diffusers."""
-    lines = ["from diffusers import DDPMPipeline", f'pipe = DDPMPipeline.from_pretrained("{folder}")']
+    lines = ["from diffusers import DDPMPipeline", f"pipe = DDPMPipeline.from_pretrained({str(folder)!r})"]
     if model.class_labels:
         known = f"0 to {model.no_label - 1}, the places in class_labels of {FACTS_NAME}; {model.no_label}: no label"
         lines = [

@@ -19,6 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 
 from data.errors import FilrougeError, OutputError, SettingsError, Stopped, UploadError
+from data.plain_text import plain, plain_lines
 from data.splits import manifest_hash
 from finetune.core import files, hub
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
@@ -65,7 +66,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     )
     if accelerator.is_main_process:
         for warning in settings.origin.warnings:
-            print(f"filrouge: warning: {warning}", file=sys.stderr, flush=True)
+            print(plain(f"filrouge: warning: {warning}"), file=sys.stderr, flush=True)
     use_threads(settings.num_threads, accelerator.device)
     resume = settings.resume_from_checkpoint is not None
     if settings.push_to_hub and accelerator.is_main_process:
@@ -73,7 +74,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
     if settings.dry_run:
         method, expected = forecast(build, settings, accelerator)
         settings = _with_fitting_warmup(method, settings, accelerator)
-        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
+        accelerator.print(plain_lines(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
     if accelerator.is_main_process:
         prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
@@ -88,7 +89,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
             files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
-            accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+            accelerator.print(plain_lines(_plan(method, settings, accelerator, run_dir)))
         if settings.push_to_hub and accelerator.is_main_process:
             hub.create_repository(settings)
         status = RunStatus(run_dir)
@@ -118,7 +119,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
                         f"encoded     {meter.done['encoded']:,} images and captions; {meter.done['found_encoded']:,} "
                         "were found, encoded by earlier runs"
                     )
-                print("\n".join(how_to_use))
+                print(plain_lines(how_to_use))
                 from finetune.core.curves import draw_curves  # matplotlib, which a dry run has no use for
 
                 draw_curves(tracker.path, run_dir / "curves.png")
@@ -200,8 +201,8 @@ def _mixed_precision(settings: LoopSettings) -> str | None:
     if asked is not None and is_typed and launched not in (None, "", asked):
         raise SettingsError(
             "--mixed_precision",
-            f"found {asked}, but accelerate was launched with {launched}. Leave the option out, or launch with "
-            f"accelerate launch --mixed_precision {asked}.",
+            f"found {asked}, but accelerate was launched with {launched}. Leave the option out, or give it to "
+            "accelerate launch.",
         )
     return asked
 

@@ -101,13 +101,13 @@ def require_trackers(names: Sequence[str]) -> None:
     known, installed = LoggerType.list(), {str(name) for name in get_available_trackers()}
     problems = [f"accelerate knows no tracker {name!r}.{nearest(name, known)}" for name in names if name not in known]
     problems += [
-        f"{name} is not installed. Install it (pip install {name}), or leave it out: metrics.jsonl and curves.png are "
-        "written in any case."
+        f"{name} is not installed. Leave it out, as metrics.jsonl and curves.png are written in any case, or install "
+        f"it: pip install {name}"
         for name in names
         if name in known and name not in installed | {str(LoggerType.ALL)}
     ]
     if not installed and str(LoggerType.ALL) in names:
-        problems.append("no tracker is installed. Leave it out, or install one: pip install tensorboard.")
+        problems.append("no tracker is installed. Leave it out, or install one: pip install tensorboard")
     if problems:
         raise SettingsError("--report_to", *problems)
 

@@ -134,7 +134,8 @@ def load_classifier(folder: Path, model: PixelModel) -> NoisyClassifier:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise SettingsError(
             str(folder),
-            f"holds no classifier of noisy pictures: {reason}. Train one: python pipelines/train_noisy_classifier.py.",
+            f"holds no classifier of noisy pictures: {reason}. Train one: "
+            "python pipelines/train_noisy_classifier.py --model RUN",
         ) from None
     expected = (model.channels, model.num_train_timesteps, model.schedule, model.normalized)
     problems = [

@@ -83,7 +83,7 @@ def load_point_model(folder: Path) -> PointModel:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise SettingsError(
-            str(folder), f"holds no point model: {reason}. Train one: python finetune/points.py."
+            str(folder), f"holds no point model: {reason}. Train one: python finetune/points.py"
         ) from None
     if law not in LAWS or schedule not in SCHEDULES or not isinstance(length, int):
         raise SettingsError(

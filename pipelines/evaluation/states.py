@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +141,8 @@ class AskedRun:
             raise SettingsError(
                 str(self.path),
                 f"holds no {CHOICE}: no evaluation has compared its checkpoints. "
-                f"First: python pipelines/evaluate_prompts.py --adapter {self.path} --checkpoints all --prompts FILE.",
+                "First: python pipelines/evaluate_prompts.py --checkpoints all --prompts FILE --adapter "
+                f"{shlex.quote(str(self.path))}",
             )
         step = _read_json(choice).get("step")
         if not isinstance(step, int):
