@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.drawing_sizes import FACTS_KEY
 from pipelines.fingerprints import differing_parts
 
@@ -268,7 +269,7 @@ def opened(path: Path) -> Any:
 
 def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        facts = json.loads(metadata.get(FACTS_KEY, "{}"))
+        facts = parsed(metadata.get(FACTS_KEY, "{}"))
     except ValueError as error:
         raise SettingsError(
             str(path), f"its entry {FACTS_KEY} is not JSON: {error}. Export the adapter again."
@@ -416,7 +417,7 @@ def serialized(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str])
     """Return the bytes of a safetensors file; safetensors 0.8 itself writes the metadata in a random order."""
     raw = to_safetensors(dict(tensors))
     length = int.from_bytes(raw[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(raw[8 : 8 + length])}
+    header = {"__metadata__": dict(sorted(metadata.items())), **parsed(raw[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]

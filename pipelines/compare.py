@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import DataError, OutputError, SettingsError
+from data.errors import DataError, SettingsError
 from data.exits import Parser, at_least, exit_code, positive
 from data.output_folders import refuse_unwritable
 from data.plain_text import plain
+from pipelines.run_records import read_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,13 +214,7 @@ def _tell(scores: Mapping[str, Any]) -> None:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(str(path), f"{error.strerror}; expected the folder of a run that has ended.") from None
-    except ValueError:
-        raise OutputError(str(path), "is not JSON; expected the folder of a run that has ended.") from None
+    manifest = read_manifest(folder)
     if "base" not in manifest:
         judge = f" Judge it so: python pipelines/judge_pixels.py --model {shlex.quote(str(folder))}"
         advice = judge if "pixel_model" in manifest else ""

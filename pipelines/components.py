@@ -6,7 +6,6 @@ Nothing that is read can run code: the classes are named here, the weights are s
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
 from data.freed_memory import return_freed_memory, returning_freed_memory
+from data.json_files import parsed
 from pipelines.base_folders import (
     PARTS,
     WEIGHTS,
@@ -403,7 +403,7 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def _read_sampler(folder: Path) -> Any:
-    name = json.loads((folder / "scheduler_config.json").read_bytes()).get("_class_name")
+    name = parsed((folder / "scheduler_config.json").read_bytes()).get("_class_name")
     classes = {cls.__name__: cls for cls in SAMPLERS}
     if name not in classes:
         raise ValueError(f"found the scheduler {name}, expected one of {', '.join(classes)}.")

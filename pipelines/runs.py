@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.adapters import load_adapter, opened, read_adapter_facts
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.drawing_sizes import FACTS_NAME
@@ -191,7 +191,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def _read_whole_facts(file: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(file.read_bytes())
+        facts = parsed(file.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:

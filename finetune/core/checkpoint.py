@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, Self, TypeVar
 
 from data.errors import DiskError, OutputError
+from data.json_files import parsed
 from finetune.core import files
 
 _log = logging.getLogger(__name__)
@@ -363,7 +364,7 @@ def read_manifest(folder: Path) -> Checkpoint:
     except OSError as error:
         raise OutputError(str(folder), f"{_MANIFEST}: {error.strerror}; it is written last.") from error
     try:
-        content = json.loads(raw)
+        content = parsed(raw)
         step, run_id = content["step"], content["run_id"]
         records = {str(name): FileRecord(**record) for name, record in content["files"].items()}
         intact = type(step) is int and raw == _manifest_bytes(step, run_id, records)
@@ -523,7 +524,7 @@ os.register_at_fork(after_in_child=RunLock.close_in_child)
 
 def _holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = parsed(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError, TypeError):  # it has just started or is just ending
         return "another process"

@@ -17,6 +17,7 @@ from PIL import Image
 
 from data.dataset import Sample
 from data.errors import DataError
+from data.json_files import read_table
 from data.output_folders import refuse_unwritable
 from data.plain_text import plain
 from data.progress import Progress
@@ -27,6 +28,7 @@ from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
 PROVENANCE = "class_images.json"
+_OF_A_CLASS = "what was written beside the images of a class. Remove this folder, and they are drawn again"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def _draw_missing(components: Components, recipe: ClassRecipe, home: Path, num_i
     record = home / PROVENANCE
     known: dict[str, str] = {}
     if record.exists():
-        known = dict(json.loads(record.read_text(encoding="utf-8"))["sha256"])
+        known = read_table(record, _OF_A_CLASS, needs=("sha256",), error=DataError)["sha256"]
+        if not isinstance(known, dict):
+            raise DataError(str(record), f"holds no hashes; expected {_OF_A_CLASS}.")
     missing = [number for number in range(num_images) if not _is_whole(home / _file_name(number), known)]
     if not missing:
         return
@@ -135,8 +139,11 @@ def _file_name(number: int) -> str:
 
 def _read(path: Path, resolution: int) -> np.ndarray:
     """Return an image as float32 (3, row, column) in [-1, 1]."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.float32)
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.float32)
+    except (OSError, SyntaxError) as error:  # Pillow (13) names a broken PNG a SyntaxError
+        raise DataError(str(path), f"cannot be read ({error}). Remove the folder, and it is drawn again.") from None
     if pixels.shape[:2] != (resolution, resolution):
         raise DataError(str(path), f"found {pixels.shape[:2]} px, expected {resolution}. Remove the folder.")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 127.5 - 1

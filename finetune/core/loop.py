@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import types
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.dataset import Sample
 from data.errors import NonFiniteError, OutputError, Stopped
+from data.json_files import read_table
 from data.randomness import derive
 from finetune.core import files
 from finetune.core.checkpoint import Checkpoint, CheckpointStore
@@ -30,6 +30,7 @@ from pipelines.evaluation.states import AVERAGED
 
 # positions that are prepared together, or an epoch where that is more: frozen parts are in memory meanwhile
 _PREPARED = 1024
+_OF_A_CHECKPOINT = "what the checkpoint was written with. Resume from another one"
 # fp16 alone: how many steps in a row the loss scaler may skip while it looks for a scale
 _LARGEST_SKIP = 20
 
@@ -325,10 +326,11 @@ def _restore(
         if not path.exists():
             raise OutputError(str(checkpoint.folder), f"holds no {path.name}; it was written by another method.")
         part.restore(files.load_tensors(path))
-    groups = json.loads((checkpoint.folder / "optimizer.json").read_text(encoding="utf-8"))
+    groups = read_table(checkpoint.folder / "optimizer.json", _OF_A_CHECKPOINT)
     tensors = files.load_tensors(checkpoint.folder / "optimizer.safetensors")
     load_optimizer(optimizer, list(named.items()), tensors, groups)
-    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    needs = ("step", "scaler", "torch", "num_threads", "num_processes")
+    state = read_table(checkpoint.folder / "state.json", _OF_A_CHECKPOINT, needs=needs)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     present = {

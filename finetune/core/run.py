@@ -35,8 +35,13 @@ from finetune.core.settings import LoopSettings
 from finetune.core.threads import use_threads
 from finetune.core.tracking import Tracker, start_trackers
 from pipelines.fingerprints import differing_parts
+from pipelines.run_records import MANIFEST_NAME, read_manifest
 
 Settings = TypeVar("Settings", bound=LoopSettings)
+_MANIFEST_OF_A_RUN = (
+    "what the run wrote when it started, which says whose the checkpoints are. Restore it, or start a new run with "
+    "another --output_dir"
+)
 _LIBRARIES = (
     "filrouge",
     "torch",
@@ -88,7 +93,7 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
-            files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
+            files.write_json_atomic(run_dir / MANIFEST_NAME, _manifest(method, settings, store.run_id, accelerator))
             accelerator.print(plain_lines(_plan(method, settings, accelerator, run_dir)))
         if settings.push_to_hub and accelerator.is_main_process:
             hub.create_repository(settings)
@@ -284,9 +289,8 @@ def _manifest(method: Method, settings: LoopSettings, run_id: str, accelerator: 
 
 
 def _run_id(run_dir: Path, *, resume: bool, accelerator: Accelerator) -> str:
-    manifest = run_dir / "manifest.json"
-    if resume and manifest.exists():
-        return str(json.loads(manifest.read_text(encoding="utf-8"))["run_id"])
+    if resume and (any(run_dir.glob("checkpoint-*")) or (run_dir / MANIFEST_NAME).exists()):
+        return str(read_manifest(run_dir, _MANIFEST_OF_A_RUN, needs=("run_id",))["run_id"])
     return secrets.token_hex(4) if accelerator.is_main_process else "follower"
 
 
@@ -300,7 +304,7 @@ def _resume_point(
         for stale in store.clean():
             accelerator.print(f"resume: removed {stale}, left by a save that did not end")
     checkpoint = store.resolve(settings.resume_from_checkpoint)
-    before = json.loads((store.run_dir / "manifest.json").read_text(encoding="utf-8"))
+    before = read_manifest(store.run_dir, _MANIFEST_OF_A_RUN)
     now = json.loads(json.dumps(_manifest(method, settings, store.run_id, accelerator)))
     problems = [
         f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now.get(key)}."

@@ -20,6 +20,7 @@ from data.errors import SettingsError, nearest
 from data.progress import Progress
 from finetune.core import files
 from finetune.core.settings import LoopSettings
+from pipelines.run_records import metrics_record
 
 
 class Tracker:
@@ -83,17 +84,25 @@ class Tracker:
                 self._trackers.remove(tracker)
 
     def _drop_lines_after(self, step: int) -> None:
-        """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash."""
+        """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash.
+
+        Where another line is damaged, the file as it was stays beside it.
+        """
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        files.write_bytes_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
+        raw = self.path.read_bytes()
+        lines = raw.split(b"\n")
+        records = {number: metrics_record(line) for number, line in enumerate(lines, start=1)}
+        damaged = [number for number, record in records.items() if record is None and number < len(lines)]
+        if damaged:
+            aside = self.path.with_name(f"damaged-{self.path.name}")
+            files.write_bytes_atomic(aside, raw)
+            told = ", ".join(map(str, damaged[:5])) + (", …" if damaged[5:] else "")
+            warnings.warn(f"{self.path}: left out what is no record, line {told}; {aside.name} has it", stacklevel=3)
+        kept = [
+            lines[number - 1] for number, record in records.items() if record is not None and record["step"] <= step
+        ]
+        files.write_bytes_atomic(self.path, b"".join(line + b"\n" for line in kept))
 
 
 def require_trackers(names: Sequence[str]) -> None:

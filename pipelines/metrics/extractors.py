@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.fingerprints import weights_fingerprint
 from pipelines.metrics.inputs import checked_pictures
 from pipelines.metrics.texstat import TexStat, size_for
@@ -129,7 +129,7 @@ class _Preparation:
 
     @classmethod
     def read(cls, path: Path) -> _Preparation:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parsed(path.read_bytes())
         crop = _side(said["crop_size"]) if said.get("do_center_crop", True) else _side(said["size"])
         return cls(_side(said["size"]), crop, tuple(said["image_mean"]), tuple(said["image_std"]))
 
