@@ -99,10 +99,8 @@ class Tracker:
             files.write_bytes_atomic(aside, raw)
             told = ", ".join(map(str, damaged[:5])) + (", …" if damaged[5:] else "")
             warnings.warn(f"{self.path}: left out what is no record, line {told}; {aside.name} has it", stacklevel=3)
-        kept = [
-            lines[number - 1] for number, record in records.items() if record is not None and record["step"] <= step
-        ]
-        files.write_bytes_atomic(self.path, b"".join(line + b"\n" for line in kept))
+        so_far = [number for number, record in records.items() if record is not None and record["step"] <= step]
+        files.write_bytes_atomic(self.path, b"".join(lines[number - 1] + b"\n" for number in so_far))
 
 
 def require_trackers(names: Sequence[str]) -> None:

@@ -192,6 +192,7 @@ def checkpoint_records(folder: Path) -> dict[str, str]:
     Raises OutputError for a checkpoint that is incomplete or damaged.
     """
     expected = "that of a checkpoint, which is written last"
+    expected = "that of a checkpoint, which is written last"
     said = read_table(folder / "manifest.json", expected, needs=("files",))["files"]
     if not isinstance(said, dict) or not all(isinstance(record, dict) for record in said.values()):
         raise OutputError(str(folder / "manifest.json"), "says of no file what it holds. Leave this checkpoint out.")

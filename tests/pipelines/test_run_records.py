@@ -76,7 +76,7 @@ def test_json_is_read_as_json_reads_it() -> None:
     assert parsed('"é"') == "é"
 
 
-def _study_run(folder: Path) -> Run:
+def _study_run() -> Run:
     return Run("lora", "dry", 0, "lora", {})
 
 
@@ -119,8 +119,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "best step": ("choice.json", lambda folder: AskedRun(folder, "run", {}).state("best")),
     "files of a checkpoint": ("manifest.json", checkpoint_records),
     "optimizer of a checkpoint": ("optimizer.json", _restored),
-    "options of a study": (RECORD, lambda folder: _refuse_other_options(_study_run(folder), folder)),
-    "cost of a study": (RECORD, lambda folder: _train(_study_run(folder), folder, 1)),
+    "options of a study": (RECORD, lambda folder: _refuse_other_options(_study_run(), folder)),
+    "cost of a study": (RECORD, lambda folder: _train(_study_run(), folder, 1)),
     "settings of cells": ("settings.json", lambda folder: Cells(folder, {"a": 1})),
     "class images": (PROVENANCE, _class_of),
 }
@@ -142,7 +142,7 @@ def test_every_reader_of_a_run_tells_of_a_damaged_file(reader: str, kind: str, t
 def test_a_missing_file_is_called_missing(reader: str, tmp_path: Path) -> None:
     """A run without its manifest was said to have another run's checkpoints."""
     name, read = READERS[reader]
-    with pytest.raises(FilrougeError, match="is missing|holds no choice.json") as caught:
+    with pytest.raises(FilrougeError, match=r"is missing|holds no choice\.json") as caught:
         read(tmp_path)
     assert name in str(caught.value)
 
@@ -188,7 +188,7 @@ def test_a_run_goes_on_after_a_damaged_line_and_loses_nothing(line: bytes, tmp_p
     before = LINES + line + b"\n" + b'{"step": 5, "loss": 1}\n'
     path = _metrics(tmp_path, before)
     with pytest.warns(UserWarning, match=r"left out what is no record, line 3; damaged-metrics\.jsonl has it"):
-        Tracker(tmp_path, first_step=4, last_step=9, images_per_step=1, done={}, shown_in=[], enabled=True).close()
+        Tracker(tmp_path, first_step=4, last_step=9, images_per_step=1).close()
     assert path.read_bytes() == LINES
     assert (tmp_path / "damaged-metrics.jsonl").read_bytes() == before
 
@@ -211,5 +211,5 @@ def test_class_images_that_are_no_pictures_are_told(tmp_path: Path) -> None:
     for content in (b"", b"GIF89a", b"\x89PNG\r\n\x1a\n cut"):
         _spoil(tmp_path / recipe.key / "00000.png", content)
         images = class_images(nothing, replace(recipe), tmp_path, num_images=1, batch_size=1, write=False)
-        with pytest.raises(DataError, match="00000.png: cannot be read"):
+        with pytest.raises(DataError, match=r"00000\.png: cannot be read"):
             images.sample(0)
