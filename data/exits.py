@@ -62,6 +62,11 @@ def show_bitsandbytes() -> None:
         del sys.modules["bitsandbytes"]
 
 
+def refuse_remote_code() -> None:
+    """Have diffusers run no code that comes with a model, whatever it is asked for. It reads this once, on import."""
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "true"
+
+
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:
     """Call a script's main, with freed memory kept for what comes next, and return its exit code.
 
@@ -71,6 +76,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
     """
     keep_freed_memory()
     hide_bitsandbytes()
+    refuse_remote_code()
     _quiet_library_bars()
     try:
         main()

@@ -337,7 +337,7 @@ def _read_part(
     """Return one part, or add to the problems why it cannot be used."""
     try:
         if part == "tokenizer":
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if part == "scheduler":
             return _read_sampler(folder)
         if not weights:
@@ -404,10 +404,10 @@ def _silent_transformers() -> Iterator[None]:
 
 def _read_sampler(folder: Path) -> Any:
     name = parsed((folder / "scheduler_config.json").read_bytes()).get("_class_name")
-    classes = {cls.__name__: cls for cls in SAMPLERS}
-    if name not in classes:
-        raise ValueError(f"found the scheduler {name}, expected one of {', '.join(classes)}.")
-    sampler = classes[name].from_pretrained(folder)
+    schedulers = {cls.__name__: cls for cls in SAMPLERS}
+    if name not in schedulers:
+        raise ValueError(f"found the scheduler {name}, expected one of {', '.join(schedulers)}.")
+    sampler = schedulers[name].from_pretrained(folder, local_files_only=True)
     if sampler.config.prediction_type not in PREDICTION_TYPES:
         raise ValueError(
             f"found prediction_type {sampler.config.prediction_type}, expected one of {', '.join(PREDICTION_TYPES)}."

@@ -80,6 +80,7 @@ def open_source(
         dtd_split=settings.dtd_split,
         split_by=settings.split_by,
         group_column=settings.group_column,
+        allow_outside_files=settings.allow_outside_files,
     )
     refuse_unused(source, settings.changed())
     dataset = source.open()

@@ -120,7 +120,9 @@ def embeddings(rows: TokenRows, token: str, components: Components) -> Artefact:
 
     def reloaded(folder: Path, there: Components) -> AbstractContextManager[Components]:
         assert components.folder is not None, "a new word is learnt on a base"
-        tokenizer = CLIPTokenizer.from_pretrained(components.folder / "tokenizer", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(
+            components.folder / "tokenizer", local_files_only=True, trust_remote_code=False
+        )
         return with_embeddings(folder, there, rows, tokenizer)
 
     return Artefact(

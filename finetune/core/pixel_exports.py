@@ -72,7 +72,9 @@ def draw_plainly(
 
     label: index of a class; None for a model without, as the pipeline knows none.
     """
-    pipe = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(device)
+    pipe = DDPMPipeline.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).to(device)
     pipe.set_progress_bar_config(disable=True)
     if label is not None:
         pipe.unet.forward = partial(pipe.unet.forward, class_labels=torch.tensor([label], device=device))

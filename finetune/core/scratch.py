@@ -156,7 +156,9 @@ def diffusion_components(
         unet=denoiser,
         vae=autoencoder,
         text_encoder=text,
-        tokenizer=CLIPTokenizer.from_pretrained(text_folder / "tokenizer", local_files_only=True),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            text_folder / "tokenizer", local_files_only=True, trust_remote_code=False
+        ),
         scheduler=DDPMScheduler.from_config(sampler.config),
         sampler=sampler,
         own_sampler=sampler,

@@ -75,13 +75,13 @@ class VisionNetwork:
 
         classes = {"clip": CLIPVisionModelWithProjection, "dinov2": Dinov2Model}
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._preparation = _Preparation.read(folder / "preprocessor_config.json")
             kind = config.model_type.removesuffix("_vision_model")
             if kind not in classes:
                 raise SettingsError(str(folder), f"is a {config.model_type}, expected one of {', '.join(classes)}.")
             self._network: nn.Module = classes[kind].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
             )
         except (OSError, ValueError, KeyError) as error:
             raise SettingsError(str(folder), f"cannot be read as a vision network: {_first_line(error)}") from None
