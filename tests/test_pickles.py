@@ -76,10 +76,10 @@ def _refused(read: Callable[[], object], fired: Path) -> str:
 def test_adapters_and_embeddings(ending: str, trap: bytes, fired: Path, tmp_path: Path, base: Components) -> None:
     run = tmp_path / "run"
     run.mkdir()
+    pipeline = build_pipeline(base)
     for name in ("pytorch_lora_weights", "learned_embeds"):
         file = (run / name).with_suffix(ending)
         file.write_bytes(trap)
-        pipeline = build_pipeline(base)
         for read in (
             lambda file=file: load_adapter(pipeline, file),
             lambda: load_adapter(pipeline, run),
