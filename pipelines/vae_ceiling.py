@@ -195,7 +195,7 @@ def _curves(scales: Sequence[Scale], width_px: int) -> Image:
     axes.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer)
-    return PIL.Image.open(buffer).convert("RGB")
+    return PIL.Image.open(buffer, formats=["PNG"]).convert("RGB")
 
 
 def _source(arguments: argparse.Namespace, resolution: int) -> ImageSource:

@@ -55,6 +55,8 @@ NEEDED = (
     (re.compile(r"[Cc]onfig\w*$|[Ss]cheduler\w*(\[\w+\])?$"), set()),
     (re.compile(""), {_SAFE}),
 )
+# Pillow tries every decoder it has unless it is told which
+_OPEN = re.compile(r"(PIL\.)?Image\.open")
 MAY_FETCH = {"benchmarks"}  # they compare with what others write, and are for repositories that their user trusts
 # arguments that may not be given at all
 FORBIDDEN_ARGUMENTS = {"custom_pipeline"}
@@ -73,8 +75,10 @@ def violations(source: str, *, local: bool = True) -> list[str]:
 
 
 def _missing_of(node: ast.AST, local: bool) -> list[str]:
-    """Return the arguments that a from_pretrained lacks."""
+    """Return the arguments that what reads files of others lacks."""
     match node:
+        case ast.Call(func=function, keywords=keywords) if local and _OPEN.fullmatch(ast.unparse(function)):
+            return [] if "formats" in {k.arg for k in keywords} else ["Image.open without formats"]
         case ast.Call(func=ast.Attribute(value=owner, attr="from_pretrained"), keywords=keywords):
             name = ast.unparse(owner)
             needed = next(each for pattern, each in NEEDED if pattern.search(name)) | ({_LOCAL} if local else set())
@@ -149,6 +153,7 @@ def _is(node: ast.expr, value: bool) -> bool:
             "self.tokenizer_class.from_pretrained(f)",
             "1: self.tokenizer_class.from_pretrained without trust_remote_code",
         ),
+        ("with Image.open(path) as picture: pass", "1: Image.open without formats"),
         ("CLIPTextModel.from_pretrained(f, local_files_only=offline)", "1: local_files_only=offline"),
     ],
 )
@@ -172,6 +177,7 @@ def test_the_scan_finds(source: str, what: str) -> None:
         "DDPMScheduler.from_pretrained(folder, local_files_only=True)",
         "kind.config_class.from_pretrained(folder, local_files_only=True)",
         "model.from_config(config)",
+        "Image.open(path, formats=['PNG'])",
         "'''eval( exec( pickle torch.load( yaml.load( extractall shell=True'''",
         "# pickle, eval(",
         "json.loads(text)",

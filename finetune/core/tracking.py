@@ -159,7 +159,7 @@ def _is_plain(value: Any) -> bool:
 
 def _show_picture(tracker: GeneralTracker, step: int, path: Path) -> None:
     """Show a PNG. accelerate (1.15) hands pictures on as they are, so that their form is the tracker's."""
-    with Image.open(path) as opened:
+    with Image.open(path, formats=["PNG"]) as opened:
         picture = opened.convert("RGB")
     match tracker.name:
         case "tensorboard":
