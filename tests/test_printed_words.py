@@ -69,7 +69,8 @@ def test_markdown_shows_a_text_as_it_is(text: str) -> None:
         shown = "".join(token.content for token in _tokens(f"before {escaped(text)} after") if token.type == "text")
         assert shown == f"before {plain(text)} after"
     tokens = _tokens(f"{code_block(text, 'yaml')}\n\nafter")
-    assert [token.content for token in tokens if token.type == "fence"] == [f"{text}\n"]
+    lines = text.replace("\r", "\n")  # which ends a line in Markdown
+    assert [token.content for token in tokens if token.type == "fence"] == [f"{lines}\n"]
 
 
 def _strings(line: str) -> list[Any]:
@@ -85,7 +86,7 @@ def test_the_lines_of_plain_diffusers_hold_captions_and_folders_as_strings(text:
     components: Any = SimpleNamespace(
         source=text, predicts_otherwise=True, prediction_type="v_prediction", ends_in_pure_noise=True
     )
-    settings = LoraSettings(revision=text or None, variant=text or None)
+    settings = LoraSettings(concept="sf_dry", revision=text or None, variant=text or None)
     lines = _how_to_use(settings, components, folder, text)
     statements = ast.parse("\n".join(lines)).body
     assert [ast.unparse(ast.parse(line)) for line in lines] == [ast.unparse(statement) for statement in statements]

@@ -227,7 +227,7 @@ def test_what_a_caption_was_read_as_is_not_taken_from_another_tokenizer(base: Co
     _swap_words(folder)
     names = []
     for components in (base, load_components(str(folder))):
-        conditioner = noise_objective(LoraSettings(), 0, components).conditioner
+        conditioner = noise_objective(LoraSettings(concept="sf_dry"), 0, components).conditioner
         assert isinstance(conditioner, EncodedConditioner)
         names.append(conditioner._name("a dry striped composite texture"))
     assert names[0] != names[1]
