@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -199,3 +200,12 @@ def test_no_module_can_run_what_it_reads() -> None:
     assert {path.split("/")[0] for path in scanned} == set(PACKAGES)
     found = {path.relative_to(ROOT).as_posix(): problems for path in paths if (problems := _problems(path))}
     assert found == {}
+
+
+def test_diffusers_is_told_to_run_no_code_that_comes_with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is imported, by every script."""
+    from data.exits import exit_code
+
+    monkeypatch.delenv("DIFFUSERS_DISABLE_REMOTE_CODE", raising=False)
+    assert exit_code(lambda: None, "test") == 0
+    assert os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] == "true"

@@ -655,6 +655,27 @@ def test_a_checkpoint_is_not_continued_with_other_data_base_or_settings(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "manifest.json: is missing"), (b"", "manifest.json: is not JSON"), (b"\xff{}", "byte 0 is not UTF-8")],
+    ids=["missing", "empty", "not UTF-8"],
+)
+def test_a_run_whose_manifest_cannot_be_read_is_not_taken_for_another_one(
+    content: bytes | None, said: str, adapter_run: dict[str, Any]
+) -> None:
+    """All: there is no manifest."""
+    manifest: Path = adapter_run["output_dir"] / "manifest.json"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    if content is not None:
+        manifest.write_bytes(content)
+    try:
+        with pytest.raises(OutputError, match=said):
+            _train("lora", _settings("lora", {**adapter_run, "resume_from_checkpoint": "latest"}), _bare)
+    finally:
+        manifest.write_bytes(before)
+
+
 def test_the_loss_falls(arguments: dict[str, Any], tmp_path: Path) -> None:
     """All: their tests ask whether files and keys exist. (That captions match images is tested with the cache.)"""
     more = {"max_train_steps": 30, "train_batch_size": 4, "learning_rate": 2e-3, "output_dir": tmp_path / "run"}
