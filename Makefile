@@ -15,12 +15,11 @@ help:
 	@echo "make bench        speed and memory, as ratios"
 	@echo "make swatch       train the embedded base model again (hours)"
 
-# torch first and from its own pin: another release would bring gigabytes of CUDA libraries
-.venv/installed: pyproject.toml constraints.txt
+# every file is compared with its hash; what a platform needs beyond that (CUDA libraries) comes with the second step
+.venv/installed: pyproject.toml requirements.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 environment: .venv/installed

@@ -73,8 +73,9 @@ def test_markdown_shows_a_text_as_it_is(text: str) -> None:
     assert [token.content for token in tokens if token.type == "fence"] == [f"{lines}\n"]
 
 
-def _strings(line: str) -> list[Any]:
-    return [node.value for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Constant)]
+def _strings(line: str) -> list[str]:
+    constants = [node.value for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Constant)]
+    return [value for value in constants if isinstance(value, str)]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -90,7 +91,7 @@ def test_the_lines_of_plain_diffusers_hold_captions_and_folders_as_strings(text:
     lines = _how_to_use(settings, components, folder, text)
     statements = ast.parse("\n".join(lines)).body
     assert [ast.unparse(ast.parse(line)) for line in lines] == [ast.unparse(statement) for statement in statements]
-    assert _strings(lines[-1]) == [text, 0]
+    assert _strings(lines[-1]) == [text]
     assert str(folder) in _strings(lines[-2])
     assert str(folder) in _strings(lines[-3])
     assert text in _strings(next(line for line in lines if line.startswith("pipe = ")))
@@ -104,6 +105,7 @@ def _card(folder: Path, captions: tuple[str, ...], code: list[str], **settings: 
     dataset: Any = SimpleNamespace(captions=captions, resolution=32, __len__=lambda: 2)
     dataset = cast(Any, type("Images", (), {**vars(dataset), "__len__": lambda _: 2})())
     (folder / "base").mkdir(exist_ok=True)
+    (folder / "pytorch_lora_weights.safetensors").touch()
     chosen = DreamboothSettings(train_data_dir=folder, instance_prompt=captions, **settings)
     card.write_fine_tuned_card(folder, chosen, components, dataset, code)
     return (folder / "README.md").read_text(encoding="utf-8")
@@ -196,7 +198,7 @@ def test_a_command_that_people_are_told_is_taken(command: str) -> None:
 
 def test_a_command_ends_where_its_message_ends() -> None:
     """A full stop behind a file or an option would be typed too."""
-    command = re.compile(r"(python \S+\.py|pip install \S+|hf [a-z]+ \S+)[^`\n()]*\.( |$)")
+    command = re.compile(r"(python \S+\.py|pip install [^\s()`]+|hf [a-z]+ [^\s()`]+)[^`\n()]*\.( |$)")
     assert [where for text, where in _texts() if command.search(text)] == []
 
 

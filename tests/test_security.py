@@ -44,7 +44,6 @@ ARGUMENTS = {
     "allow_pickle": False,
     "weights_only": True,
     "use_safetensors": True,
-    "local_files_only": True,
 }
 # what a class has to be told when it reads a folder, by what it is; without these a library may take a pickle for
 # weights, the network for a folder, or code that comes with the files
@@ -52,7 +51,7 @@ _LOCAL, _SAFE, _NO_CODE = "local_files_only", "use_safetensors", "trust_remote_c
 NEEDED = (
     (re.compile(r"Pipeline$"), {_SAFE, _NO_CODE}),
     (re.compile(r"[Tt]okenizer\w*$"), {_NO_CODE}),
-    (re.compile(r"^Auto"), {_NO_CODE}),
+    (re.compile(r"^Auto(Config|Model|Processor)"), {_NO_CODE}),
     (re.compile(r"[Cc]onfig\w*$|[Ss]cheduler\w*(\[\w+\])?$"), set()),
     (re.compile(""), {_SAFE}),
 )
@@ -83,7 +82,10 @@ def _missing_of(node: ast.AST, local: bool) -> list[str]:
         case ast.Call(func=ast.Attribute(value=owner, attr="from_pretrained"), keywords=keywords):
             name = ast.unparse(owner)
             needed = next(each for pattern, each in NEEDED if pattern.search(name)) | ({_LOCAL} if local else set())
-            return [f"{name}.from_pretrained without {each}" for each in sorted(needed - {k.arg for k in keywords})]
+            return [
+                f"{name}.from_pretrained without {each}"
+                for each in sorted(needed - {k.arg for k in keywords if _is(k.value, k.arg != _NO_CODE)})
+            ]
     return []
 
 
@@ -155,7 +157,10 @@ def _is(node: ast.expr, value: bool) -> bool:
             "1: self.tokenizer_class.from_pretrained without trust_remote_code",
         ),
         ("with Image.open(path) as picture: pass", "1: Image.open without formats"),
-        ("CLIPTextModel.from_pretrained(f, local_files_only=offline)", "1: local_files_only=offline"),
+        (
+            "CLIPTextModel.from_pretrained(f, local_files_only=offline)",
+            "1: CLIPTextModel.from_pretrained without local_files_only",
+        ),
     ],
 )
 def test_the_scan_finds(source: str, what: str) -> None:
