@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ def fired(tmp_path: Path) -> Path:
     return tmp_path / "fired"
 
 
-@pytest.fixture(params=["plain", "torch"])
+@pytest.fixture(params=["pickle", "torch", "torch before 1.6"])
 def trap(request: pytest.FixtureRequest, fired: Path, tmp_path: Path) -> bytes:
     """A pickle of each kind that torch.load takes."""
-    if request.param == "plain":
-        return pickle.dumps({"weight": _Trap(fired)})
-    torch.save({"weight": _Trap(fired)}, tmp_path / "trap")
+    content = {"weight": _Trap(fired)}
+    if request.param == "pickle":
+        return pickle.dumps(content)
+    torch.save(content, tmp_path / "trap", _use_new_zipfile_serialization=request.param == "torch")
     return (tmp_path / "trap").read_bytes()
 
 
@@ -61,7 +63,8 @@ def base(tiny_base_dir: Path) -> Components:
 
 def test_the_trap_is_a_live_one(trap: bytes, fired: Path, tmp_path: Path) -> None:
     (tmp_path / "live").write_bytes(trap)
-    torch.load(tmp_path / "live", weights_only=False)
+    with (tmp_path / "live").open("rb") as file:
+        pickle.load(file) if trap[:2] == b"\x80\x04" else torch.load(file, weights_only=False)
     assert fired.is_dir()
 
 
@@ -158,7 +161,9 @@ def test_checkpoints_and_tables(trap: bytes, fired: Path, tmp_path: Path) -> Non
     cells = Cells(tmp_path, {})
     cells.cell("one", lambda: Cell({}, {}))
     (tmp_path / "cells" / "one.npz").write_bytes(trap)
-    _refused(lambda: cells.cell("one", lambda: Cell({}, {})), fired)
+    with suppress(FilrougeError):  # an archive of other things is an empty one
+        cells.cell("one", lambda: Cell({}, {}))
+    assert not fired.exists()
 
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".pkl", ".pickle", ".npy"])

