@@ -404,12 +404,14 @@ def _detach(pipeline: StableDiffusionPipeline, adapter_name: str) -> None:
 def _settled(config: LoraConfig) -> dict[str, Any]:
     """Return what an adapter's configuration says beyond peft's defaults, in an order that does not change.
 
-    Fewer fields keep a file readable for other releases of peft. How the weights were initialised matters no more.
+    Fewer fields keep a file readable for other releases of peft. How the weights were initialised matters no more, and
+    where the base lay is a place of this machine.
     """
     defaults = LoraConfig().to_dict()
     fields = {field: value for field, value in config.to_dict().items() if value != defaults.get(field)}
     fields |= {"r": config.r, "lora_alpha": config.lora_alpha}
-    fields.pop("init_lora_weights", None)
+    for field in ("init_lora_weights", "base_model_name_or_path"):
+        fields.pop(field, None)
     return {field: sorted(value) if isinstance(value, set) else value for field, value in fields.items()}
 
 

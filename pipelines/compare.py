@@ -219,7 +219,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         judge = f" Judge it so: python pipelines/judge_pixels.py --model {shlex.quote(str(folder))}"
         advice = judge if "pixel_model" in manifest else ""
         raise SettingsError(str(folder), f"is a run of {manifest.get('method')}, which fine-tunes no base.{advice}")
-    return read_manifest(folder, needs=("source", "seed", "data"))
+    return manifest
 
 
 def comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[str, ...]:
