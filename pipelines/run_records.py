@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         else:
             records.append(record)
     if problems:
-        raise OutputError(str(path), *problems, "Remove these lines.")
+        raise OutputError(str(path), *problems)
     last = metrics_record(torn)
     return records if last is None else [*records, last]
 

@@ -12,14 +12,15 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-FILE = ROOT / "requirements.txt"
+FILES = (ROOT / "requirements.txt", ROOT / "requirements-torch.txt")
 OPTIONAL = {"xformers"}  # for GPUs, where its users choose it
 
 
 def _pins() -> dict[str, tuple[Version, set[str]]]:
-    """Return version and hashes of each package in the file."""
+    """Return version and hashes of each package in the files."""
     found = {}
-    for entry in re.split(r"\n(?=\S)", FILE.read_text(encoding="utf-8").replace("\\\n", " ")):
+    text = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
+    for entry in re.split(r"\n(?=\S)", text.replace("\\\n", " ")):
         if entry.startswith("#") or not entry.strip():
             continue
         requirement, *hashes = entry.split()
@@ -59,11 +60,16 @@ def test_what_is_installed_is_what_is_pinned() -> None:
 
 
 def test_the_file_names_no_place_to_fetch_from() -> None:
-    text = FILE.read_text(encoding="utf-8")
-    assert "://" not in text
-    assert "index-url" not in text
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        assert "://" not in text
+        assert "index-url" not in text
 
 
 def test_the_environment_is_installed_with_hashes() -> None:
     made = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "--require-hashes --no-deps --requirement requirements.txt" in made
+    assert "--require-hashes --no-deps --no-index --find-links .venv/torch" in made
+    assert [line for line in made.splitlines() if "pip install" in line and "--require-hashes" not in line] == [
+        '\t$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"'
+    ]
