@@ -30,6 +30,7 @@ FOLDER = "fingerprints"  # below the cache folder
 
 _NUM_THREADS = min(4, os.cpu_count() or 1)
 _NUM_DIGITS = 16
+_PIECE = 1 << 20  # numbers that are rounded at a time: hashing takes no memory to speak of
 _FORMAT = 1  # changes whenever the same files give other fingerprints
 _SETTLED_SECONDS = 2.0  # the coarsest clock of a file system: a younger file may change without another time
 _WORD = re.compile(r"(\w+)=([0-9a-f]{16})\.([0-9a-f]{16})")
@@ -168,7 +169,8 @@ def _hashes(named: tuple[str, Tensor]) -> tuple[str, bytes, bytes]:
     exact = tensor.detach().to("cpu", torch.float32).reshape(-1)
     content = [hashlib.sha256(f"{name} {tuple(tensor.shape)} ".encode()) for _ in range(2)]
     content[0].update(exact.numpy())
-    content[1].update(exact.to(torch.float16).numpy())
+    for piece in exact.split(_PIECE):
+        content[1].update(piece.to(torch.float16).numpy())
     return name, content[0].digest(), content[1].digest()
 
 
