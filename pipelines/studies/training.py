@@ -19,7 +19,6 @@ from pipelines.whole_files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "study.json"  # in a run's folder: its options, and what its training took
-_RECORDED = ("script", "options", "cpu_seconds", "peak_mib")
 _OF_A_STUDY = "what a study writes of a run. Move the folder away, and it is trained again"
 
 
@@ -100,7 +99,7 @@ def _refuse_other_options(run: Run, folder: Path) -> None:
     record = folder / RECORD
     if not record.exists():
         return
-    there = read_table(record, _OF_A_STUDY, needs=_RECORDED)
+    there = read_table(record, _OF_A_STUDY, needs=("script", "options"))
     if not isinstance(there["options"], dict):
         raise OutputError(str(record), f"holds no options; expected {_OF_A_STUDY}.")
     before, now = {**there["options"], "script": there["script"]}, {**run.options, "script": run.script}
@@ -138,7 +137,7 @@ def _train(run: Run, folder: Path, threads: int) -> TrainedRun:
     status, record = folder / "status.json", folder / RECORD
     before: dict[str, Any] = {"cpu_seconds": 0.0, "peak_mib": 0.0}
     if record.exists():
-        before = read_table(record, _OF_A_STUDY, needs=_RECORDED)
+        before = read_table(record, _OF_A_STUDY, needs=("cpu_seconds", "peak_mib"))
     if before.get("is_done") and status.exists():
         return TrainedRun(run, folder, Cost(before["cpu_seconds"], before["peak_mib"]))
     folder.parent.mkdir(parents=True, exist_ok=True)

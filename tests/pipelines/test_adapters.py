@@ -518,8 +518,11 @@ def test_plain_diffusers_loads_both_parts_without_a_word(use_dora: bool, tiny_ba
         logger, handler = logging.getLogger("transformers.integrations.peft"), logging.Handler(logging.WARNING)
         handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
         logger.addHandler(handler)
+        level = logger.level
+        logger.setLevel(logging.WARNING)
         pipeline = StableDiffusionPipeline.from_pretrained(tiny_base_dir, safety_checker=None)
         pipeline.load_lora_weights(tmp_path, **name)
+        logger.setLevel(level)
         logger.removeHandler(handler)
         return "\n".join(lines)
 
