@@ -192,8 +192,8 @@ def checkpoint_records(folder: Path) -> dict[str, str]:
     Raises OutputError for a checkpoint that is incomplete or damaged.
     """
     expected = "that of a checkpoint, which is written last"
-    expected = "that of a checkpoint, which is written last"
-    said = read_table(folder / "manifest.json", expected, needs=("files",))["files"]
+    what = "that of a checkpoint, which is written last"
+    said = read_table(folder / "manifest.json", what, needs=("files",))["files"]
     if not isinstance(said, dict) or not all(isinstance(record, dict) for record in said.values()):
         raise OutputError(str(folder / "manifest.json"), "says of no file what it holds. Leave this checkpoint out.")
     files = sorted(path for path in folder.glob("*.safetensors") if path.name not in _NOT_TRAINED)
