@@ -61,7 +61,7 @@ def weights_fingerprint(module: nn.Module) -> str:
         name, tensor = named
         bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         content = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        content.update(memoryview(bits.numpy()))
+        content.update(bits.numpy().data)
         return content.digest()
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -168,9 +168,9 @@ def _hashes(named: tuple[str, Tensor]) -> tuple[str, bytes, bytes]:
     name, tensor = named
     exact = tensor.detach().to("cpu", torch.float32).reshape(-1)
     content = [hashlib.sha256(f"{name} {tuple(tensor.shape)} ".encode()) for _ in range(2)]
-    content[0].update(memoryview(exact.numpy()))
+    content[0].update(exact.numpy().data)
     for piece in exact.split(_PIECE):
-        content[1].update(memoryview(piece.to(torch.float16).numpy()))
+        content[1].update(piece.to(torch.float16).numpy().data)
     return name, content[0].digest(), content[1].digest()
 
 

@@ -191,7 +191,6 @@ def checkpoint_records(folder: Path) -> dict[str, str]:
 
     Raises OutputError for a checkpoint that is incomplete or damaged.
     """
-    expected = "that of a checkpoint, which is written last"
     what = "that of a checkpoint, which is written last"
     said = read_table(folder / "manifest.json", what, needs=("files",))["files"]
     if not isinstance(said, dict) or not all(isinstance(record, dict) for record in said.values()):
