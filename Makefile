@@ -15,12 +15,17 @@ help:
 	@echo "make bench        speed and memory, as ratios"
 	@echo "make swatch       train the embedded base model again (hours)"
 
-# torch first and from its own pin: another release would bring gigabytes of CUDA libraries
-.venv/installed: pyproject.toml constraints.txt
+# Every file is compared with its hash. torch is fetched first, as pip would choose its build; what another build needs
+# beyond the pinned packages (CUDA libraries) comes with the last step.
+.venv/installed: pyproject.toml requirements.txt requirements-torch.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip download --quiet --no-deps --dest .venv/torch \
+	    "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-torch.txt)"
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-index --find-links .venv/torch \
+	    --requirement requirements-torch.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	rm -r .venv/torch
 	touch $@
 
 environment: .venv/installed

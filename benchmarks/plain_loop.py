@@ -72,11 +72,11 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="no")
     torch.manual_seed(0)
     base = arguments.base
-    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer", trust_remote_code=False)
     scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", use_safetensors=True)
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", use_safetensors=True)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", use_safetensors=True)
     for part in (vae, text_encoder, unet):
         part.requires_grad_(False)
         part.to(accelerator.device)
@@ -149,7 +149,14 @@ def main() -> None:
     unet, text_encoder = accelerator.unwrap_model(unet), accelerator.unwrap_model(text_encoder)
     if method in WHOLE:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            base, unet=unet, text_encoder=text_encoder, vae=vae, safety_checker=None, feature_extractor=None
+            base,
+            unet=unet,
+            text_encoder=text_encoder,
+            vae=vae,
+            safety_checker=None,
+            feature_extractor=None,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         pipeline.save_pretrained(folder)
     if method in ADAPTERS:

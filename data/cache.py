@@ -21,6 +21,7 @@ from data.exits import Parser, exit_code
 _KINDS = (  # by the first letters of the name
     ("encodings", "what frozen parts of a model made of pictures and captions"),
     ("class-images", "images of a class, drawn by a base"),
+    ("fingerprints", "hashes of the weights of bases"),
     ("volumes-v", "generated volumes"),
     ("volumes", "decoded tif stacks"),
     ("dtd-v", "generated textures"),

@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     from data.checks.page import write_page
     from data.checks.terminal import terminal_page
 
+    source.refuse_outside_files()
     report = _examine(source, arguments)
     page = write_page(report, folder)
     print(f"{terminal_page(report)}\n\nThe whole page: {page}")
@@ -74,6 +75,7 @@ def _source(arguments: argparse.Namespace) -> ImageSource:
         held_out_fraction=arguments.held_out_fraction,
         split_by=arguments.split_by,
         dtd_split=arguments.dtd_split,
+        allow_outside_files=arguments.allow_outside_files,
     )
     refuse_unused(source, _changed(arguments))
     return source
@@ -157,6 +159,7 @@ def _parser() -> Parser:
         help="what stays whole on one side of the split (default: group)",
     )
     add("--dtd_split", type=positive, default=1, help="official split of DTD, 1 to 10 (default: 1)")
+    add("--allow_outside_files", action="store_true", help="take files that links or rows lead to outside of the data")
     add(
         "--tokenizer",
         type=Path,

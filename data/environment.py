@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 DATA_VARIABLE = "FILROUGE_DATA"  # the data root, where no option names it
@@ -13,6 +14,11 @@ def data_root() -> Path | None:
     """Return the data root that the environment names, or None."""
     named = os.environ.get(DATA_VARIABLE)
     return Path(named) if named else None
+
+
+def install_extra(extra: str) -> str:
+    """Return the line of a shell that installs an optional group of packages: this project is in no registry."""
+    return f"pip install -e {shlex.quote(f'{Path(__file__).resolve().parents[1]}[{extra}]')}"
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from data.errors import DiskError, FilrougeError, OutOfMemoryError, SettingsError
 from data.freed_memory import keep_freed_memory
+from data.plain_text import plain_message
 
 # the process that started this one, noted before slow imports in which it may end
 PARENT_PID = os.getppid()
@@ -66,6 +67,11 @@ def show_bitsandbytes() -> None:
         del sys.modules["bitsandbytes"]
 
 
+def refuse_remote_code() -> None:
+    """Have diffusers run no code that comes with a model, whatever it is asked for. It reads this once, on import."""
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "true"
+
+
 def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], list[str]] = list) -> int:
     """Call a script's main, with freed memory kept for what comes next, and return its exit code.
 
@@ -76,6 +82,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
     """
     keep_freed_memory()
     hide_bitsandbytes()
+    refuse_remote_code()
     _quiet_library_bars()
     try:
         main()
@@ -86,7 +93,7 @@ def exit_code(main: Callable[[], None], name: str, memory_hints: Callable[[], li
         known = as_known(error, name, memory_hints)
         if known is None:
             raise
-        print("\n".join([f"filrouge: {known}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        print("\n".join([f"filrouge: {plain_message(known)}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return known.exit_code
     return 0
 

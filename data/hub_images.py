@@ -10,11 +10,15 @@ from data.errors import DataError, SettingsError
 from data.exits import DISK_ERRORS
 from data.image_files import text_problems
 from data.images import read_content
+from data.outside_files import refuse_row_outside
 
 
 @dataclass(frozen=True, eq=False)
 class HubImage:
-    """One row of a Hugging Face dataset whose image column is not decoded by it."""
+    """One row of a Hugging Face dataset whose image column is not decoded by it.
+
+    folders: in which a file that the row names must lie; None for anywhere.
+    """
 
     rows: Any
     index: int
@@ -23,20 +27,31 @@ class HubImage:
     caption: str
     label: str
     group: str = ""
+    folders: tuple[Path, ...] | None = None
 
     def content(self) -> bytes:
         """Return the bytes that the row holds, or those of the file it names."""
         image = self.rows[self.index][self.column]
         if image is None or not (image["bytes"] or image["path"]):
             raise DataError(self.name, f"has no image in the column {self.column}. Fill it, or leave the row out.")
+        if not image["bytes"] and self.folders is not None:
+            refuse_row_outside(self.name, Path(image["path"]), self.folders)
         return image["bytes"] or read_content(Path(image["path"]))
 
 
 def hub_images(
-    name: str, config: str | None, split: str, image_column: str, caption_column: str, group_column: str | None
+    name: str,
+    config: str | None,
+    split: str,
+    image_column: str,
+    caption_column: str,
+    group_column: str | None,
+    *,
+    allow_outside_files: bool = False,
 ) -> list[HubImage]:
     """Return the rows of a dataset as pictures; none is decoded.
 
+    allow_outside_files: whether a row may name a file that is no part of the dataset.
     group_column: text, a class or a whole number, equal in rows that stay on one side of a split; None for none.
     Raises SettingsError for a dataset, split or column that is not there and for a hub that cannot be reached,
     DataError with every row that cannot be used.
@@ -44,6 +59,7 @@ def hub_images(
     import datasets
 
     rows = _load(name, config, split)
+    folders = None if allow_outside_files else _folders(name)
     _check_columns(name, rows.features, image_column, caption_column, group_column)
     if not len(rows):
         raise DataError(name, f"the split {split} has no rows. Choose another split.")
@@ -61,10 +77,21 @@ def hub_images(
         text = kind.int2str(caption) if is_class else caption.strip()
         problems += [f"{where}: {problem}" for problem in text_problems(text, caption_column)]
         label = text if is_class else ""
-        images.append(HubImage(rows, index, image_column, where, text, label, "" if group is None else str(group)))
+        of_group = "" if group is None else str(group)
+        images.append(HubImage(rows, index, image_column, where, text, label, of_group, folders))
     if problems:
         raise DataError(name, *problems)
     return images
+
+
+def _folders(name: str) -> tuple[Path, ...]:
+    """Return where the files of a dataset lie: its own folder, or the caches that it was fetched into."""
+    import datasets
+    from huggingface_hub import constants
+
+    own = Path(name).expanduser()
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    return (own,) if own.is_dir() else tuple(map(Path, caches))
 
 
 def _load(name: str, config: str | None, split: str) -> Any:

@@ -333,19 +333,21 @@ def build_hub_dataset(
     images_per_class: int | None = None,
     held_out_fraction: float = 0.2,
     split_by: SplitBy = "group",
+    allow_outside_files: bool = False,
 ) -> ImageDataset:
     """Return the pictures of a Hugging Face dataset as training data.
 
     name: of a dataset on the hub, or a folder that `datasets.load_dataset` understands. config, split: of the
     dataset; split may be a slice such as "train[:100]". caption_column: text, or a class, whose name is then caption
-    and label. group_column: what rows that stay on one side of the split have in common. For the rest see
-    `build_image_dataset`; rows have no folder.
+    and label. group_column: what rows that stay on one side of the split have in common. allow_outside_files: whether
+    a row may name a file that is no part of the dataset. For the rest see `build_image_dataset`; rows have no folder.
     Raises SettingsError for a dataset, split or column that is not there and for a hub that cannot be reached,
     DataError with every row that cannot be used.
     """
     refuse_settings(crops, *count_problems(images_per_class), *_fraction_problems(held_out_fraction))
     assert split_by != "folder", "rows have no folder"
-    images = hub_images(name, config, split, image_column, caption_column, group_column)
+    columns = image_column, caption_column, group_column
+    images = hub_images(name, config, split, *columns, allow_outside_files=allow_outside_files)
     return _split_dataset(
         images,
         crops,

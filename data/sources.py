@@ -13,6 +13,8 @@ from data.crops import Crops
 from data.dataset import SliceDataset, build_slice_dataset
 from data.errors import SettingsError
 from data.image_splits import SplitBy
+from data.outside_files import refuse_links_out
+from data.volume_specs import read_volume_specs
 
 if TYPE_CHECKING:
     from data.dtd import DtdSplit
@@ -27,7 +29,8 @@ class ImageSource:
     """Everything that says which images a run sees, and how they are cut; a manifest keeps it to open them again.
 
     One of concept, train_data_dir and dataset_name is given. data_root: the folder of the volumes and of dtd/.
-    bucket_batch: see `Crops`. What has a default may be missing in a manifest.
+    bucket_batch: see `Crops`. allow_outside_files: take files that links or rows lead to outside of the data's folder.
+    What has a default may be missing in a manifest.
     """
 
     resolution: int
@@ -50,6 +53,7 @@ class ImageSource:
     dtd_split: int = 1
     split_by: SplitBy = "group"
     group_column: str | None = None
+    allow_outside_files: bool = False
 
     @property
     def class_noun(self) -> str:
@@ -81,8 +85,26 @@ class ImageSource:
                 values[name] = Path(values[name])
         return ImageSource(**values)
 
+    def refuse_outside_files(self) -> None:
+        """Raise DataError for links that lead out of the folder of the images, unless that is allowed.
+
+        Rows of a dataset are looked at when their images are read.
+        """
+        if self.allow_outside_files:
+            return
+        if self.train_data_dir is not None and self.train_data_dir.is_dir():
+            refuse_links_out(self.train_data_dir)
+        if self.concept is not None and self.data_root is not None and self.data_root.is_dir():
+            concept = load_concept(self.concept, CONCEPTS)
+            if concept.textures:
+                refuse_links_out(self.data_root, [self.data_root / "images", self.data_root / "dtd"])
+            else:
+                specs = read_volume_specs(self.data_root)
+                refuse_links_out(self.data_root, [specs[cell.state].path for cell in concept.cells])
+
     def open(self) -> SliceDataset | ImageDataset:
         """Open and check the images. Raises DataError and SettingsError with everything that is wrong."""
+        self.refuse_outside_files()
         if self.dataset_name is not None:
             from data.image_dataset import build_hub_dataset
 
@@ -97,6 +119,7 @@ class ImageSource:
                 images_per_class=self.images_per_class,
                 held_out_fraction=self.held_out_fraction,
                 split_by=self.split_by,
+                allow_outside_files=self.allow_outside_files,
             )
         if self.train_data_dir is not None:
             from data.image_dataset import build_image_dataset

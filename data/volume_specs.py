@@ -67,7 +67,7 @@ class _Entry(BaseModel):
         if file is not None:
             path = PurePosixPath(file.replace("\\", "/"))
             if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                raise ValueError("must be a path inside the data root; move or link the file there")
+                raise ValueError("must be a path inside the data root; move the file there")
         return file
 
     @field_validator("planes")

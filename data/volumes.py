@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from data.plain_text import plain
 from data.tif.decoded import decoded
 from data.tif.layout import by
 from data.tif.slice_folders import open_slice_folder
@@ -89,7 +90,7 @@ def open_volume(spec: VolumeSpec) -> Volume:
     window = find_window(voxels, spec.window, str(spec.path))
     notes = (*stack.notes, *_contradiction(spec, stack), *told)
     for note in notes:
-        print(f"{spec.path}: {note}", file=sys.stderr)
+        print(plain(f"{spec.path}: {note}"), file=sys.stderr)
     return Volume(spec, voxels, spec.voxel_size_um or stack.voxel_size_um, window, notes)
 
 

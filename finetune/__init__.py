@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 _ROOT = Path(__file__).resolve().parents[1]
 for _name in ("data", "pipelines"):  # common names: another package of the same name may come first on the path
@@ -10,5 +11,5 @@ for _name in ("data", "pipelines"):  # common names: another package of the same
     if _folder != _ROOT / _name:
         raise ImportError(
             f"the package {_name!r} is found in {_folder}, expected {_ROOT / _name}. "
-            f"Install this project with `pip install -e {_ROOT}`, or uninstall or rename the other package."
+            f"Uninstall or rename the other package, or install this project: pip install -e {quote(str(_ROOT))}"
         )

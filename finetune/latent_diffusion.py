@@ -56,7 +56,10 @@ def build(settings: LatentDiffusionSettings, accelerator: Accelerator) -> Method
         export=exports.pipeline(components, tuple(parts)),
         preview=assembly.preview(settings, components, dataset.captions, components.resolution, averaged=tuple(parts)),
         learning_rate_scale={"text_encoder": settings.text_encoder_lr_scale},
-        manifest={"vae": scratch.fingerprint(settings.vae)},
+        manifest={
+            "vae": scratch.fingerprint(settings.vae),
+            "text_encoder": scratch.fingerprint((settings.init_from or settings.text_encoder) / "text_encoder"),
+        },
     )
 
 

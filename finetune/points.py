@@ -7,6 +7,7 @@ python pipelines/points_in_plane.py --model runs/points-spiral
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
             progress=progress,
         )
     model.save(folder)
-    print(f"Look at it: python pipelines/points_in_plane.py --model {folder}")
+    print(f"Look at it: python pipelines/points_in_plane.py --model {shlex.quote(str(folder))}")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

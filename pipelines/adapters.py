@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.drawing_sizes import FACTS_KEY
+from pipelines.fingerprints import differing_parts
 
 Part = Literal["unet", "text_encoder"]
 # the two factors of a layer's adapter and, for DoRA, the magnitudes of the rows of its weight, as peft names them
@@ -206,7 +209,7 @@ def load_adapter(
     elif is_kohya(shapes):
         problems = [
             "is in kohya's form, of which diffusers loses alphas that differ between layers, and DoRA's magnitudes. "
-            f"Convert it once: python pipelines/convert_adapter.py --adapter {path} --to diffusers"
+            f"Convert it once: python pipelines/convert_adapter.py --to diffusers --adapter {shlex.quote(str(path))}"
         ]
     else:
         problems = _misfits(pipeline, shapes) or _other_base(pipeline, facts, base_fingerprint)
@@ -266,7 +269,7 @@ def opened(path: Path) -> Any:
 
 def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        facts = json.loads(metadata.get(FACTS_KEY, "{}"))
+        facts = parsed(metadata.get(FACTS_KEY, "{}"))
     except ValueError as error:
         raise SettingsError(
             str(path), f"its entry {FACTS_KEY} is not JSON: {error}. Export the adapter again."
@@ -328,12 +331,12 @@ def _adaptable(pipeline: StableDiffusionPipeline) -> dict[str, nn.Module]:
 def _other_base(pipeline: StableDiffusionPipeline, facts: Mapping[str, Any], base_fingerprint: str | None) -> list[str]:
     """Say how the model differs from the one an adapter says it was trained on."""
     problems = []
-    trained_on = facts.get("base_fingerprint")
-    if None not in (trained_on, base_fingerprint) and trained_on != base_fingerprint:
+    others = differing_parts(facts.get("base_fingerprint"), base_fingerprint)
+    if others:
         base = facts.get("base")
         problems.append(
-            f"trained on {base or 'a base with'}{', which has' if base else ''} other weights of the same shape "
-            f"(fingerprint {trained_on}, this model has {base_fingerprint}). Give the base it was trained on."
+            f"trained on {base or 'a base with'}{', which has' if base else ''} other weights of the same shape: this "
+            f"model differs from it in {', '.join(others)}. Give the base it was trained on."
         )
     trained_for, predicts = facts.get("prediction_type"), pipeline.scheduler.config.prediction_type
     if trained_for not in (None, predicts):
@@ -401,12 +404,14 @@ def _detach(pipeline: StableDiffusionPipeline, adapter_name: str) -> None:
 def _settled(config: LoraConfig) -> dict[str, Any]:
     """Return what an adapter's configuration says beyond peft's defaults, in an order that does not change.
 
-    Fewer fields keep a file readable for other releases of peft. How the weights were initialised matters no more.
+    Fewer fields keep a file readable for other releases of peft. How the weights were initialised matters no more, and
+    where the base lay is a place of this machine.
     """
     defaults = LoraConfig().to_dict()
     fields = {field: value for field, value in config.to_dict().items() if value != defaults.get(field)}
     fields |= {"r": config.r, "lora_alpha": config.lora_alpha}
-    fields.pop("init_lora_weights", None)
+    for field in ("init_lora_weights", "base_model_name_or_path"):
+        fields.pop(field, None)
     return {field: sorted(value) if isinstance(value, set) else value for field, value in fields.items()}
 
 
@@ -414,7 +419,7 @@ def serialized(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str])
     """Return the bytes of a safetensors file; safetensors 0.8 itself writes the metadata in a random order."""
     raw = to_safetensors(dict(tensors))
     length = int.from_bytes(raw[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(raw[8 : 8 + length])}
+    header = {"__metadata__": dict(sorted(metadata.items())), **parsed(raw[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]

@@ -5,7 +5,6 @@ A recipe is chosen and a size is refused before anything heavy is imported; `pip
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import SettingsError
+from data.json_files import parsed
 
 Family = Literal["swatch", "stable_diffusion_1", "stable_diffusion_2"]
 
@@ -134,7 +134,7 @@ def _shape_of(configs: Mapping[str, Mapping[str, Any]], where: str) -> BaseShape
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = parsed(path.read_bytes())
     except (OSError, ValueError):
         return {}  # loading the model says what is wrong with it
     return found if isinstance(found, dict) else {}
@@ -291,7 +291,7 @@ def _weight_problems(folder: Path, part: str, variant: str | None) -> list[str]:
 
 def _read_config(folder: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = parsed((folder / "config.json").read_bytes())
     except OSError:
         problems.append(f"{folder.name}/config.json is missing. Fetch the model again.")
     except ValueError as error:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import DataError, OutputError, SettingsError
+from data.errors import DataError, SettingsError
 from data.exits import Parser, at_least, exit_code, positive
 from data.output_folders import refuse_unwritable
+from data.plain_text import plain
+from pipelines.run_records import read_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +200,7 @@ def _tell(scores: Mapping[str, Any]) -> None:
             else "{:.2f} [{:.2f}, {:.2f}]".format(entry["skill"], *entry["skill_interval"])
         )
         print(
-            f"  {prompt:36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
+            f"  {plain(prompt):36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
             f"tuned {entry['tuned']:.4f}  skill {gained}"
         )
     if scores["skill"] is not None:
@@ -211,15 +214,10 @@ def _tell(scores: Mapping[str, Any]) -> None:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(str(path), f"{error.strerror}; expected the folder of a run that has ended.") from None
-    except ValueError:
-        raise OutputError(str(path), "is not JSON; expected the folder of a run that has ended.") from None
+    manifest = read_manifest(folder)
     if "base" not in manifest:
-        advice = f" Judge it so: python pipelines/judge_pixels.py --model {folder}" if "pixel_model" in manifest else ""
+        judge = f" Judge it so: python pipelines/judge_pixels.py --model {shlex.quote(str(folder))}"
+        advice = judge if "pixel_model" in manifest else ""
         raise SettingsError(str(folder), f"is a run of {manifest.get('method')}, which fine-tunes no base.{advice}")
     return manifest
 

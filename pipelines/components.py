@@ -5,9 +5,8 @@ Nothing that is read can run code: the classes are named here, the weights are s
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,14 +30,16 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.resnet import ResnetBlock2D
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from data.errors import SettingsError
 from data.freed_memory import return_freed_memory, returning_freed_memory
+from data.json_files import parsed
 from pipelines.base_folders import (
     PARTS,
+    WEIGHTS,
     first_line,
     folder_problems,
     is_hub_id,
@@ -47,7 +48,17 @@ from pipelines.base_folders import (
     weights_file,
     where,
 )
-from pipelines.fingerprints import weights_fingerprint
+from pipelines.fingerprints import (
+    FileState,
+    PartFingerprint,
+    file_states,
+    of_facts,
+    of_file,
+    of_module,
+    remembered,
+    together,
+    weights_fingerprint,
+)
 from pipelines.finite import module_problems
 
 SAMPLERS = (
@@ -67,20 +78,19 @@ PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
 
 _MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
-# what a U-Net's config says about which weights fit it
-_SHAPE = (
-    "in_channels",
-    "out_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "cross_attention_dim",
-    "attention_head_dim",
-    "down_block_types",
-    "mid_block_type",
-    "up_block_types",
-    "use_linear_projection",
-)
-_NUM_HASHED_TENSORS = 16
+# what a config says that changes nothing of what a part gives for an input
+_IDLE = {
+    "sample_size",
+    "force_upcast",
+    "quantization_config",  # of a U-Net in 4 bits, which a setting asks for
+    "architectures",
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
+# what a scheduler's config says of the noise that a model has learnt
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,10 @@ class Components:
 
     name: what `load_components` was told, "swatch", a folder or a hub id. source: what diffusers' `from_pretrained`
     takes for the same model. scheduler: the noise schedule of training. sampler: the scheduler that draws. own_sampler:
-    that of the model's own folder, as it stands there. fingerprint: the same for the same U-Net, in float32, float16 or
-    4 bits; empty where its weights were not read. folder, variant: where the weights can be read again; None for a
-    model from nothing. released: the parts whose memory is free at present. hashes: the fingerprints of those that were
-    released once.
+    that of the model's own folder, as it stands there. fingerprint: of every weight of every part and of all else in
+    the model's folder that decides what it draws (`pipelines/fingerprints.py`); empty where no weights were read.
+    folder, variant: where the weights can be read again; None for a model from nothing. released: the parts whose
+    memory is free at present. hashes: the fingerprints of those that were released once.
     """
 
     name: str
@@ -209,6 +219,7 @@ def load_components(
     if problems:
         raise SettingsError(where(name, folder), *problems)
 
+    before = _states(folder, variant) if weights else {}
     with _silent_transformers():
         read = {
             part: _read_part(part, folder / part, variant, problems, weights=weights, four_bits=four_bits)
@@ -219,6 +230,8 @@ def load_components(
             f"the tokenizer knows {len(read['tokenizer'])} tokens and the text encoder "
             f"{read['text_encoder'].config.vocab_size}; expected both from the same model."
         )
+    if not problems and weights and _states(folder, variant) != before:
+        problems.append("its files changed while they were read. Start again when they are complete.")
     if problems:
         raise SettingsError(where(name, folder), *problems)
     return Components(
@@ -231,7 +244,7 @@ def load_components(
         scheduler=DDPMScheduler.from_config(read["scheduler"].config),
         sampler=read["scheduler"],
         own_sampler=read["scheduler"],
-        fingerprint=_fingerprint(read["unet"], folder / "unet" / weights_file("unet", variant)) if weights else "",
+        fingerprint=_fingerprint(folder, variant, read, before) if weights else "",
         folder=folder,
         variant=variant,
     )
@@ -325,7 +338,7 @@ def _read_part(
     """Return one part, or add to the problems why it cannot be used."""
     try:
         if part == "tokenizer":
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if part == "scheduler":
             return _read_sampler(folder)
         if not weights:
@@ -393,11 +406,11 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def _read_sampler(folder: Path) -> Any:
-    name = json.loads((folder / "scheduler_config.json").read_bytes()).get("_class_name")
-    classes = {cls.__name__: cls for cls in SAMPLERS}
-    if name not in classes:
-        raise ValueError(f"found the scheduler {name}, expected one of {', '.join(classes)}.")
-    sampler = classes[name].from_pretrained(folder)
+    name = parsed((folder / "scheduler_config.json").read_bytes()).get("_class_name")
+    schedulers = {cls.__name__: cls for cls in SAMPLERS}
+    if name not in schedulers:
+        raise ValueError(f"found the scheduler {name}, expected one of {', '.join(schedulers)}.")
+    sampler = schedulers[name].from_pretrained(folder, local_files_only=True)
     if sampler.config.prediction_type not in PREDICTION_TYPES:
         raise ValueError(
             f"found prediction_type {sampler.config.prediction_type}, expected one of {', '.join(PREDICTION_TYPES)}."
@@ -405,16 +418,58 @@ def _read_sampler(folder: Path) -> Any:
     return sampler
 
 
-def _fingerprint(unet: UNet2DConditionModel, weights: Path) -> str:
-    """Return a hash of the U-Net's shape and of some of the weights in its file.
+def _states(folder: Path, variant: str | None) -> dict[str, tuple[FileState, ...]]:
+    """Return the states of the files of each part that is hashed once for all runs."""
+    files = {part: [folder / part / weights_file(part, variant), folder / part / "config.json"] for part in WEIGHTS}
+    files["tokenizer"] = sorted(path for path in (folder / "tokenizer").iterdir() if path.is_file())
+    return {part: file_states(paths) for part, paths in files.items()}
 
-    The weights are hashed in float16, so that a model and its fp16 variant are the same base.
-    """
-    shape = {field: unet.config.get(field) for field in _SHAPE}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    with safe_open(weights, "pt") as file:
-        names = [name for name in sorted(file.keys()) if len(file.get_slice(name).get_shape()) > 1]
-        for name in names[:: max(1, len(names) // _NUM_HASHED_TENSORS)]:
-            digest.update(name.encode())
-            digest.update(file.get_tensor(name).to(torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+
+def _fingerprint(
+    folder: Path, variant: str | None, read: Mapping[str, Any], states: Mapping[str, tuple[FileState, ...]]
+) -> str:
+    vae, text, tokenizer = (read[part] for part in ("vae", "text_encoder", "tokenizer"))
+    facts = {part: _decisive(read[part]) for part in WEIGHTS}
+    # of the file: in memory the U-Net may be in 4 bits
+    unet_file = folder / "unet" / weights_file("unet", variant)
+    return together(
+        {
+            "unet": remembered(states["unet"], facts["unet"], lambda: of_file(unet_file, facts["unet"])),
+            "vae": remembered(states["vae"], facts["vae"], lambda: of_module(vae, facts["vae"])),
+            "text_encoder": remembered(
+                states["text_encoder"], facts["text_encoder"], lambda: of_module(text, facts["text_encoder"])
+            ),
+            "tokenizer": remembered(states["tokenizer"], {}, lambda: tokenizer_fingerprint(tokenizer)),
+            "scheduler": _scheduler_fingerprint(read["scheduler"]),
+        }
+    )
+
+
+def tokenizer_fingerprint(tokenizer: CLIPTokenizer) -> PartFingerprint:
+    """Return the fingerprint of what a tokenizer makes of a text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # set anew at each call
+    backend.no_padding()
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    facts = [backend.to_str(), special, tokenizer.model_max_length]
+    return of_facts(facts, facts)
+
+
+def _scheduler_fingerprint(scheduler: Any) -> PartFingerprint:
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return of_facts([type(scheduler).__name__, config], {key: config.get(key) for key in _NOISE})
+
+
+def _decisive(module: Any) -> dict[str, Any]:
+    """Return what a part's config says beyond the defaults of its class: a file may write them out or not."""
+    if isinstance(module, ModelMixin):
+        defaults = {name: each.default for name, each in inspect.signature(type(module).__init__).parameters.items()}
+        said = dict(module.config)
+    else:
+        defaults, said = type(module.config)().to_dict(), module.config.to_dict()
+    plain = {key: _as_list(value) for key, value in said.items() if key not in _IDLE and not key.startswith("_")}
+    return {key: value for key, value in plain.items() if value != _as_list(defaults.get(key))}
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.base_folders import read_shape
 
 FACTS_KEY = "filrouge"  # our own entry in the header of a file: JSON
@@ -44,7 +44,7 @@ def _facts(path: Path) -> dict[str, Any]:
         if path.is_file():
             return _facts_in_header(path)
         if (path / FACTS_NAME).exists():
-            return {**_table(json.loads((path / FACTS_NAME).read_bytes())), "base": str(path), "revision": None}
+            return {**_table(parsed((path / FACTS_NAME).read_bytes())), "base": str(path), "revision": None}
         headers = [_facts_in_header(file) for file in sorted(path.glob("*.safetensors"))]
     except (OSError, ValueError):
         return {}  # opening the result says what is wrong with it
@@ -55,8 +55,8 @@ def _facts_in_header(file: Path) -> dict[str, Any]:
     """Return our entry in the header of a safetensors file: 8 bytes of its length, then JSON."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length)) if length <= _LARGEST_HEADER else {}
-    return _table(json.loads(_table(_table(header).get("__metadata__")).get(FACTS_KEY, "{}")))
+        header = parsed(opened.read(length)) if length <= _LARGEST_HEADER else {}
+    return _table(parsed(_table(_table(header).get("__metadata__")).get(FACTS_KEY, "{}")))
 
 
 def _table(found: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import SettingsError
 from data.exits import Parser, exit_code, positive
 from data.output_folders import free_folder
+from data.plain_text import plain
 from pipelines.drawing_sizes import drawing_size
 from pipelines.evaluation.states import State, name_runs, parse_selections
 from pipelines.prompts import file_stem, parse_seeds, read_prompts
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         restore_checkpoint(model.pipeline, arguments.adapter[0], state.folder)
     move(model.components, drawing_device())
     for note in model.notes:
-        print(note)
+        print(plain(note))
     with Progress(total=len(prompts) * len(seeds), unit="image", desc="draw") as bar:
         pictures = sample(
             model.pipeline,

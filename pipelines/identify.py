@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from data.errors import SettingsError
 from data.exits import Parser, exit_code
+from data.plain_text import plain_lines
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
             num_noises=arguments.num_noises,
             progress=bar.update,
         )
-    print("\n".join(told(reports, ordinary)))
+    print(plain_lines(told(reports, ordinary)))
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
 from data.exits import Parser, at_least, exit_code, positive
+from data.plain_text import plain_lines
 from pipelines.way_options import add_way_options, chosen_way
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     write_json(record, folder / "judgement.json")
     _draw_pictures(drawn, real, folder)
     _draw_nearest(drawn, index, record["kinds"], folder)
-    print("\n".join(lines(record)))
+    print(plain_lines(lines(record)))
     print(f"Look at {(folder / 'judgement.png').resolve()}")
 
 

@@ -9,7 +9,6 @@ weight, shaped (out, 1) or (out, 1, 1, 1): ComfyUI and LyCORIS take the axis of 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -25,6 +24,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.adapters import Factor, Place, adapter_file, fits, is_kohya, place_of, read_adapter, write_adapter
 from pipelines.components import Components
 
@@ -206,7 +206,7 @@ def _mixed_magnitudes(layers: Mapping[tuple[str, str], Mapping[Factor, Tensor]])
 def _read_configs(where: str, metadata: Mapping[str, str]) -> dict[str, LoraConfig]:
     """Return peft's configuration of each part from a file's header."""
     try:
-        entries = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        entries = parsed(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
         fields: dict[str, dict[str, Any]] = defaultdict(dict)
         for key, value in entries.items():
             part, _, field = key.partition(".")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import OutputError
 from data.exits import Parser, exit_code
 from data.output_folders import refuse_unwritable
+from data.plain_text import plain_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,12 +70,11 @@ def main(argv: Sequence[str]) -> None:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for note in notes:
-        print(note)
+    print(plain_lines(notes), end="\n" if notes else "")
     print(f"The merged model was reloaded and draws the same image (difference {difference:.2f} of 255). To use it:\n")
     print("    from diffusers import StableDiffusionPipeline")
-    print(f'    pipe = StableDiffusionPipeline.from_pretrained("{folder}", safety_checker=None)')
-    print(f'    image = pipe("{prompt}").images[0]\n')
+    print(f"    pipe = StableDiffusionPipeline.from_pretrained({str(folder)!r}, safety_checker=None)")
+    print(f"    image = pipe({prompt!r}).images[0]\n")
 
 
 def _write_origin(

@@ -6,7 +6,6 @@ beside them says what diffusers has no place for: labels, grey values, voxel siz
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.diffusion.posterior import log_variance_bounds, posterior
 from pipelines.diffusion.prediction import READINGS, Prediction
 from pipelines.diffusion.schedules import SCHEDULES, Schedule
@@ -191,7 +191,7 @@ def load_pixel_model(folder: Path) -> PixelModel:
 
 def _json(folder: Path, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parsed(path.read_bytes())
     except OSError:
         raise SettingsError(str(folder), f"holds no {path.relative_to(folder)}; {_EXPECTED}.") from None
     except ValueError as error:

@@ -11,13 +11,17 @@ from data.dataset import ConceptDataset
 from data.errors import DataError
 from data.sources import ImageSource
 from data.wording import RewordedDataset, Wording
+from pipelines.run_records import MANIFEST_NAME
 
 
 def reopened(folder: Path, manifest: Mapping[str, Any]) -> ConceptDataset:
     """Return the dataset of the run in a folder, under the words it was trained with.
 
-    Raises DataError that names what has changed since, as "dry.tif".
+    Raises DataError that names what has changed since, as "dry.tif", and for a manifest that does not say it.
     """
+    missing = [key for key in ("source", "data", "seed") if key not in manifest]
+    if missing:
+        raise DataError(str(folder / MANIFEST_NAME), f"lacks {', '.join(missing)}; expected that of a run with images.")
     dataset: ConceptDataset = ImageSource.from_manifest(manifest["source"]).open()
     words = manifest["data"].get("wording")
     if words is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.adapters import load_adapter, opened, read_adapter_facts
 from pipelines.components import Components, build_pipeline, load_components
 from pipelines.drawing_sizes import FACTS_NAME
 from pipelines.embeddings import EMBEDDINGS_NAME, load_embeddings
+from pipelines.fingerprints import differing_parts
 
 PIPELINE_INDEX = "model_index.json"
 
@@ -161,10 +162,12 @@ def attach(
     for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
         for file in _files(path):
             if _is_embedding(file):
-                trained_on = read_facts(file).get("base_fingerprint")
-                if None not in (trained_on, base_fingerprint) and trained_on != base_fingerprint:
+                others = differing_parts(read_facts(file).get("base_fingerprint"), base_fingerprint)
+                if others:
                     raise SettingsError(
-                        str(file), "was learnt with another base model. Give the one it was learnt with."
+                        str(file),
+                        f"was learnt with another base model, from which this one differs in {', '.join(others)}. "
+                        "Give the one it was learnt with.",
                     )
                 load_embeddings(pipeline, file)
             else:
@@ -188,7 +191,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def _read_whole_facts(file: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(file.read_bytes())
+        facts = parsed(file.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -22,6 +22,7 @@ from data.environment import DATA_VARIABLE, data_root
 from data.errors import DataError, SettingsError
 from data.exits import Parser, above_zero, exit_code, positive
 from data.output_folders import free_folder
+from data.plain_text import plain_lines
 from pipelines.base_folders import read_shape
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "ceiling.json").write_text(text + "\n", encoding="utf-8")
     _draw(folder / "ceiling.png", scales, f"{components.name}, {resolution} px")
-    print("\n".join([*(line for scale in scales for line in words(scale)), *refused, *found.lines]))
+    print(plain_lines([*(line for scale in scales for line in words(scale)), *refused, *found.lines]))
     print(f"Look at {(folder / 'ceiling.png').resolve()}")
 
 
@@ -194,7 +195,7 @@ def _curves(scales: Sequence[Scale], width_px: int) -> Image:
     axes.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer)
-    return PIL.Image.open(buffer).convert("RGB")
+    return PIL.Image.open(buffer, formats=["PNG"]).convert("RGB")
 
 
 def _source(arguments: argparse.Namespace, resolution: int) -> ImageSource:

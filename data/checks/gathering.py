@@ -65,11 +65,18 @@ def gather_folder(folder: Path) -> Gathered:
 
 
 def gather_rows(
-    name: str, config: str | None, image_column: str, caption_column: str, group_column: str | None
+    name: str,
+    config: str | None,
+    image_column: str,
+    caption_column: str,
+    group_column: str | None,
+    *,
+    allow_outside_files: bool = False,
 ) -> Gathered:
     """Return the pictures of a Hugging Face dataset; where rows have no caption, only what is wrong with them."""
+    columns = image_column, caption_column, group_column
     try:
-        rows = hub_images(name, config, "train", image_column, caption_column, group_column)
+        rows = hub_images(name, config, "train", *columns, allow_outside_files=allow_outside_files)
     except DataError as error:
         return Gathered((), (), faults_of(error))
     return Gathered(tuple(rows), (UNUSED,) * len(rows))

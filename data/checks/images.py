@@ -55,6 +55,7 @@ def _gathered(source: ImageSource) -> Gathered:
             source.image_column,
             source.caption_column,
             source.group_column,
+            allow_outside_files=source.allow_outside_files,
         )
     if source.train_data_dir is not None:
         return gather_folder(source.train_data_dir)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 from data.checks.report import Fault, Report, Table
+from data.plain_text import plain
 
 WIDTH = 100
 _MOST_FAULTS = 20
@@ -15,16 +16,16 @@ _MOST_IGNORED = 5
 
 def terminal_page(report: Report) -> str:
     """Return the check as lines of at most WIDTH characters, but for names that are longer."""
-    parts = [f"{_plain(report.subject)}\n{_wrapped(_plain(report.verdict))}"]
+    parts = [f"{plain(report.subject)}\n{_wrapped(plain(report.verdict))}"]
     width = max(len(name) for name, _ in report.overview)
     parts.append(
-        "\n".join(_wrapped(f"  {name:<{width}}  {_plain(value)}", width + 4) for name, value in report.overview)
+        "\n".join(_wrapped(f"  {name:<{width}}  {plain(value)}", width + 4) for name, value in report.overview)
     )
     table = next((table for section in report.sections[:1] for table in section.tables), None)
     if table is not None and any(table.columns) and len(table.rows) > 1:
         parts.append(_table(table))
     if report.warnings:
-        parts.append("Look at\n" + "\n".join(_wrapped(f"  {_plain(warning)}", 4) for warning in report.warnings))
+        parts.append("Look at\n" + "\n".join(_wrapped(f"  {plain(warning)}", 4) for warning in report.warnings))
     if report.faults:
         parts.append(_faults(report.faults))
     if report.ignored:
@@ -48,7 +49,7 @@ def _wrapped(text: str, indent: int = 0) -> str:
 
 def _table(table: Table) -> str:
     """Return a table with two blanks between its columns, numbers at the right, and how many rows are left out."""
-    rows = [[_plain(cell) for cell in cells] for cells in (table.columns, *table.rows[:_MOST_ROWS])]
+    rows = [[plain(cell) for cell in cells] for cells in (table.columns, *table.rows[:_MOST_ROWS])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = [table.is_numeric(place) for place in range(len(table.columns))]
     lines = [_line(cells, widths, right) for cells in rows]
@@ -67,19 +68,14 @@ def _line(cells: Sequence[str], widths: Iterable[int], right: Iterable[bool]) ->
 def _faults(faults: Sequence[Fault]) -> str:
     lines = ["Training refuses"]
     for fault in faults[:_MOST_FAULTS]:
-        lines.append(f"  {_plain(fault.where)}")
-        lines.append(_wrapped(f"    {_plain(fault.reason)}", 4))
+        lines.append(f"  {plain(fault.where)}")
+        lines.append(_wrapped(f"    {plain(fault.reason)}", 4))
     if len(faults) > _MOST_FAULTS:
         lines.append(f"  and {len(faults) - _MOST_FAULTS:,} more")
     return "\n".join(lines)
 
 
 def _ignored(names: Sequence[str]) -> str:
-    shown = ", ".join(_plain(name) for name in names[:_MOST_IGNORED])
+    shown = ", ".join(plain(name) for name in names[:_MOST_IGNORED])
     more = f" and {len(names) - _MOST_IGNORED:,} more" if len(names) > _MOST_IGNORED else ""
     return _wrapped(f"No part of the data ({len(names):,}): {shown}{more}", 2)
-
-
-def _plain(text: str) -> str:
-    """Return a text without characters that would steer the terminal."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

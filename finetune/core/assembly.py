@@ -34,7 +34,15 @@ from finetune.core.stops import at_once
 from finetune.core.token_rows import TokenRows
 from finetune.core.trainables import TEXT_ATTENTION, Lora, LoraShape, WholeModule, averages, unet_layers
 from finetune.core.validation import ValidationLoss
-from pipelines.components import Components, FourBits, build_pipeline, load_components, present, release
+from pipelines.components import (
+    Components,
+    FourBits,
+    build_pipeline,
+    load_components,
+    present,
+    release,
+    tokenizer_fingerprint,
+)
 from pipelines.conditioning import TextConditioner
 from pipelines.embeddings import Placeholder, add_placeholder, nearest_words
 from pipelines.identifiers import examine_all, most_broken, num_predictions, rare, told, words_of
@@ -180,7 +188,11 @@ def noise_objective(
     conditioner: Conditioner = TextConditioner(components.tokenizer, encoder)
     if frozen_text:
         awake = partial(present, components, ("text_encoder",))
-        conditioner = EncodedConditioner(conditioner, store, partial(identity, encoder), awake, encoder.device)
+
+        def reader() -> str:
+            return identity(encoder) + tokenizer_fingerprint(components.tokenizer).exact
+
+        conditioner = EncodedConditioner(conditioner, store, reader, awake, encoder.device)
     return NoiseObjective(
         denoise=unet_denoiser(components.unet),
         space=EncodedSpace(LatentSpace(vae), store, partial(identity, vae), partial(present, components, ("vae",))),

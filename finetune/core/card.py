@@ -14,6 +14,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 
 from data.dataset import ConceptDataset
+from data.plain_text import code_block, code_span, escaped
 from finetune.core import files
 from finetune.core.option_groups import Settings
 from finetune.core.settings import (
@@ -70,7 +71,7 @@ def write_fine_tuned_card(
     of = "from" if is_whole(folder) else "for"
     intro = [
         f"{what[0].upper()}{what[1:]}, {of} {base.named}. Trained on {len(dataset)} images of {dataset.resolution} px."
-        + (f" DreamBooth, with the prompt `{captions[0]}`." if is_dreambooth else ""),
+        + (f" DreamBooth, with the prompt {code_span(captions[0])}." if is_dreambooth else ""),
         *base.notes,
     ]
     written = {components.source: base.place}
@@ -115,17 +116,17 @@ def _write(
     place = _place(settings, folder)
     versions = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     paragraphs = [
-        f"# {settings.subject}",
+        f"# {escaped(settings.subject)}",
         *intro,
-        f"![{dataset.captions[0]}](final.png)",
+        f"![{escaped(dataset.captions[0])}](final.png)",
         "Prompts in training:",
-        "\n".join(f"- `{caption}`" for caption in dataset.captions),
-        "```python\n" + "\n".join(_replaced(line, {str(folder): place}) for line in code) + "\n```",
+        "\n".join(f"- {code_span(caption)}" for caption in dataset.captions),
+        code_block("\n".join(_replaced(line, {str(folder): place}) for line in code), "python"),
         "\n".join(f"- {note}" for note in notes),
         "## Training",
         "![loss and what was measured](curves.png)",
         f"Course: `metrics.jsonl`. Versions: {versions}. Settings:",
-        f"```yaml\n{yaml.safe_dump(_public(settings), sort_keys=False, allow_unicode=True).rstrip()}\n```",
+        code_block(yaml.safe_dump(_public(settings), sort_keys=False, allow_unicode=True).rstrip(), "yaml"),
     ]
     body = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
@@ -148,7 +149,7 @@ def _public(settings: Settings) -> dict[str, Any]:
 def _replaced(line: str, places: Mapping[str, str]) -> str:
     """Return a line of code with other places in its strings."""
     for real, shown in places.items():
-        line = line.replace(f'"{real}"', f'"{shown}"')
+        line = line.replace(repr(real), repr(shown))
     return line
 
 
@@ -187,7 +188,7 @@ class _Base:
             found = own.get("base_model")
             hub_id = found if isinstance(found, str) and _HUB_ID.fullmatch(found) else None
             place = "pipelines/swatch" if components.name == "swatch" else folder.resolve().name
-            named = f"`{place}`"
+            named = code_span(place)
             where = "the repository of filrouge" if components.name == "swatch" else "a folder of this name"
             notes.append(f"The base model is found in {where}; it was not loaded from the Hub.")
         if own.get("license") is None:

@@ -31,6 +31,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from data.errors import DiskError, OutputError
+from data.json_files import parsed
 from finetune.core import files
 
 _log = logging.getLogger(__name__)
@@ -375,7 +376,7 @@ def read_manifest(folder: Path) -> Checkpoint:
     except OSError as error:
         raise OutputError(str(folder), f"{_MANIFEST}: {error.strerror}; it is written last.") from error
     try:
-        content = json.loads(raw)
+        content = parsed(raw)
         step, run_id = content["step"], content["run_id"]
         records = {str(name): FileRecord(**record) for name, record in content["files"].items()}
         intact = type(step) is int and raw == _manifest_bytes(step, run_id, records)
@@ -532,7 +533,7 @@ if hasattr(os, "register_at_fork"):
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_bytes())
+        holder = parsed(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has just started or is just ending
         return "another process"

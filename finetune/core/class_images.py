@@ -17,7 +17,9 @@ from PIL import Image
 
 from data.dataset import Sample
 from data.errors import DataError
+from data.json_files import read_table
 from data.output_folders import refuse_unwritable
+from data.plain_text import plain
 from data.progress import Progress
 from data.randomness import derive, permuted_index
 from finetune.core import files
@@ -26,11 +28,15 @@ from pipelines.sampling import sample
 from pipelines.sheets import save_png, to_picture
 
 PROVENANCE = "class_images.json"
+_OF_A_CLASS = "what was written beside the images of a class. Remove this folder, and they are drawn again"
 
 
 @dataclass(frozen=True)
 class ClassRecipe:
-    """What decides the images of a class, each together with its number."""
+    """What decides the images of a class, each together with its number.
+
+    precision: in which the base draws them: "no", "fp16", "bf16", or "nf4" for a U-Net in 4 bits.
+    """
 
     prompt: str
     base_fingerprint: str
@@ -39,6 +45,7 @@ class ClassRecipe:
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    precision: str = "no"
 
     @property
     def key(self) -> str:
@@ -93,13 +100,15 @@ def _draw_missing(components: Components, recipe: ClassRecipe, home: Path, num_i
     record = home / PROVENANCE
     known: dict[str, str] = {}
     if record.exists():
-        known = dict(json.loads(record.read_text(encoding="utf-8"))["sha256"])
+        known = read_table(record, _OF_A_CLASS, needs=("sha256",), error=DataError)["sha256"]
+        if not isinstance(known, dict):
+            raise DataError(str(record), f"holds no hashes; expected {_OF_A_CLASS}.")
     missing = [number for number in range(num_images) if not _is_whole(home / _file_name(number), known)]
     if not missing:
         return
     refuse_unwritable(home, "--class_data_dir").mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(components)
-    with Progress(total=len(missing), unit="image", desc=f"class images: {recipe.prompt}") as bar:
+    with Progress(total=len(missing), unit="image", desc=f"class images: {plain(recipe.prompt)}") as bar:
         for start in range(0, len(missing), batch_size):
             numbers = missing[start : start + batch_size]
             pictures = sample(
@@ -130,8 +139,11 @@ def _file_name(number: int) -> str:
 
 def _read(path: Path, resolution: int) -> np.ndarray:
     """Return an image as float32 (3, row, column) in [-1, 1]."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.float32)
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.float32)
+    except (OSError, SyntaxError) as error:  # Pillow (13) names a broken PNG a SyntaxError
+        raise DataError(str(path), f"cannot be read ({error}). Remove the folder, and it is drawn again.") from None
     if pixels.shape[:2] != (resolution, resolution):
         raise DataError(str(path), f"found {pixels.shape[:2]} px, expected {resolution}. Remove the folder.")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 127.5 - 1

@@ -10,6 +10,7 @@ from data.captions import with_article
 from data.dataset import ConceptDataset
 from data.environment import cache_folder
 from data.errors import SettingsError
+from data.plain_text import plain_lines
 from data.sources import ImageSource, refuse_unused
 from data.stand_ins import generated_data
 from data.wording import RewordedDataset, Wording
@@ -79,10 +80,11 @@ def open_source(
         dtd_split=settings.dtd_split,
         split_by=settings.split_by,
         group_column=settings.group_column,
+        allow_outside_files=settings.allow_outside_files,
     )
     refuse_unused(source, settings.changed())
     dataset = source.open()
-    accelerator.print("\n".join(dataset.notes))
+    accelerator.print(plain_lines(dataset.notes))
     return ConceptImages(source, dataset)
 
 
@@ -128,6 +130,7 @@ def prior(
         seed=settings.seed,
         num_inference_steps=CLASS_SAMPLING_STEPS,
         guidance_scale=CLASS_GUIDANCE_SCALE,
+        precision="nf4" if getattr(base.unet, "is_loaded_in_4bit", False) else str(accelerator.mixed_precision),
     )
     folder = settings.class_data_dir or cache_folder() / "class-images"
     with accelerator.main_process_first(), accelerator.autocast():  # the base may be in float32 under mixed precision

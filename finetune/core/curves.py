@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,6 +19,7 @@ from scipy.signal import savgol_filter
 
 from data.errors import OutputError
 from finetune.core import files
+from pipelines import run_records
 
 # Okabe and Ito's blue and vermilion differ for every kind of colour vision
 BLUE, VERMILION, BLACK = "#0072B2", "#D55E00", "#000000"
@@ -50,26 +50,12 @@ def draw_curves(metrics_file: Path, target: Path) -> None:
 def read_metrics(metrics_file: Path) -> dict[str, Series]:
     """Return each name's series in the order of the file, without the step.
 
-    A last line that was torn by a crash is left out. Raises OutputError for a file that cannot be read, that holds
-    nothing, or that has another line which is not {"step": number, name: number, ...}.
+    Raises OutputError for a file that holds nothing, and as `run_records.read_metrics` does.
     """
-    try:
-        text = metrics_file.read_text(encoding="utf-8", errors="replace")  # a torn line may end within a character
-    except OSError as error:
-        raise OutputError(str(metrics_file), f"expected the metrics of a run, but {error}.") from error
     points: dict[str, list[tuple[float, float]]] = {}
-    lines = text.split("\n")  # what follows the last line's end is empty, or torn
-    problems = []
-    for number, line in enumerate(lines, start=1):
-        entry = _entry(line)
-        if entry is None:
-            if number < len(lines):
-                problems.append(f'line {number}: found {line[:60]!r}, expected {{"step": number, name: number, ...}}.')
-            continue
-        for name, value in entry.items():
-            points.setdefault(name, []).append((entry["step"], value))
-    if problems:
-        raise OutputError(str(metrics_file), *problems)
+    for record in run_records.read_metrics(metrics_file):
+        for name, value in record.items():
+            points.setdefault(name, []).append((record["step"], value))
     points.pop("step", None)
     if not points:
         raise OutputError(str(metrics_file), "holds no logged step yet. Draw it once --logging_steps steps are done.")
@@ -90,7 +76,7 @@ def figure(metrics: dict[str, Series], title: str = "") -> Figure:
     num_rows = (len(shown) + 1) // 2
     whole = Figure(figsize=(13, 3.6 * num_rows), dpi=110, layout="constrained")
     FigureCanvasAgg(whole)
-    whole.suptitle(title, fontsize=13, fontweight="bold")
+    whole.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)  # a folder may be called $x$
     grid = whole.add_gridspec(num_rows, 2)
     last_step = max(float(series.steps.max()) for series in metrics.values())
     odd = len(shown) % 2  # the first panel has a row for itself then
@@ -204,13 +190,3 @@ def _logarithmic(axes: Axes, series: Sequence[Series]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _entry(line: str) -> dict[str, float] | None:
-    """Return what a line of metrics.jsonl says, None where it says nothing of the kind."""
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    numbers = isinstance(entry, dict) and all(type(value) in (int, float) for value in entry.values())
-    return entry if numbers and "step" in entry else None

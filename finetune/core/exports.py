@@ -120,7 +120,9 @@ def embeddings(rows: TokenRows, token: str, components: Components) -> Artefact:
 
     def reloaded(folder: Path, there: Components) -> AbstractContextManager[Components]:
         assert components.folder is not None, "a new word is learnt on a base"
-        tokenizer = CLIPTokenizer.from_pretrained(components.folder / "tokenizer", local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(
+            components.folder / "tokenizer", local_files_only=True, trust_remote_code=False
+        )
         return with_embeddings(folder, there, rows, tokenizer)
 
     return Artefact(
@@ -248,11 +250,11 @@ def _modules(components: Components) -> dict[str, Any]:
 
 
 def _how_to_use(settings: ConceptSettings, components: Components, folder: Path, prompt: str) -> list[str]:
-    source = f'"{folder if is_whole(folder) else components.source}"'
+    source = repr(str(folder) if is_whole(folder) else components.source)
     imports = []
     if not is_whole(folder):
         chosen = {"revision": settings.revision, "variant": settings.variant}
-        source += "".join(f', {name}="{value}"' for name, value in chosen.items() if value is not None)
+        source += "".join(f", {name}={value!r}" for name, value in chosen.items() if value is not None)
         if settings.variant is not None:  # its text encoder would stay in the variant's precision, the U-Net not
             imports, source = ["import torch"], f"{source}, dtype=torch.float32"
     lines = [
@@ -260,14 +262,14 @@ def _how_to_use(settings: ConceptSettings, components: Components, folder: Path,
         f"pipe = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",
     ]
     if not is_whole(folder):
-        changes = [f'prediction_type="{components.prediction_type}"'] if components.predicts_otherwise else []
+        changes = [f"prediction_type={components.prediction_type!r}"] if components.predicts_otherwise else []
         if components.ends_in_pure_noise:
-            changes += ["rescale_betas_zero_snr=True", 'timestep_spacing="trailing"']
+            changes += ["rescale_betas_zero_snr=True", f"timestep_spacing={'trailing'!r}"]
         if changes:
             lines.append(f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {', '.join(changes)})")
             lines[0] = "from diffusers import DDIMScheduler, StableDiffusionPipeline"
         if (folder / EMBEDDINGS_NAME).exists():
-            lines.append(f'pipe.load_textual_inversion("{folder}", weight_name="{EMBEDDINGS_NAME}")')
+            lines.append(f"pipe.load_textual_inversion({str(folder)!r}, weight_name={EMBEDDINGS_NAME!r})")
         if (folder / LORA_WEIGHT_NAME_SAFE).exists():
-            lines.append(f'pipe.load_lora_weights("{folder}")')
-    return [*imports, *lines, f'image = pipe("{prompt}").images[0]']
+            lines.append(f"pipe.load_lora_weights({str(folder)!r})")
+    return [*imports, *lines, f"image = pipe({prompt!r}).images[0]"]

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
+from data.environment import install_extra
 from data.errors import SettingsError
 from finetune.core import optimizers
 from finetune.core.option_groups import AdapterSettings
@@ -21,13 +22,13 @@ def require(settings: LoopSettings) -> None:
         if find_spec("xformers") is None:
             problems.append(
                 "--enable_xformers_memory_efficient_attention: xformers is not installed. Leave the option out "
-                '(torch\'s own attention is as good), or install it: pip install "filrouge[gpu]".'
+                f"(torch's own attention is as good), or install it: {install_extra('gpu')}"
             )
         elif not has_cuda:
             problems.append("--enable_xformers_memory_efficient_attention: needs a GPU, and there is none.")
     if isinstance(settings, AdapterSettings) and settings.load_in_4bit and find_spec("bitsandbytes") is None:
         problems.append(
-            '--load_in_4bit: bitsandbytes is not installed. Leave the option out, or pip install "filrouge[gpu]".'
+            f"--load_in_4bit: bitsandbytes is not installed. Leave the option out, or {install_extra('gpu')}"
         )
     if settings.allow_tf32 and not has_cuda:
         problems.append("--allow_tf32: is for NVIDIA GPUs, and there is none. Leave it out.")

@@ -50,7 +50,7 @@ def with_repository(settings: S, run_dir: Path) -> S:
         raise SettingsError("--push_to_hub", _refusal(settings, error)) from error
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise SettingsError(
-            "--push_to_hub", f"the token of {who['name']} may only read. Log in with one that may write: hf auth login."
+            "--push_to_hub", f"the token of {who['name']} may only read. Log in with one that may write: hf auth login"
         )
     return settings.model_copy(update={"hub_model_id": asked if "/" in asked else f"{who['name']}/{asked}"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from data.errors import DiskError, Interrupted, NonFiniteError, OutputError, Stopped
+from data.json_files import read_table
 from data.randomness import derive
 from finetune.core import files, stops
 from finetune.core.checkpoint import Checkpoint, CheckpointStore
@@ -30,6 +30,7 @@ from pipelines.finite import LARGEST_HALF, largest, not_finite
 
 # positions that are prepared together, or an epoch where that is more: frozen parts are in memory meanwhile
 _PREPARED = 1024
+_OF_A_CHECKPOINT = "what the checkpoint was written with. Resume from another one"
 # fp16 alone: how many steps in a row the loss scaler may skip while it looks for a scale
 _LARGEST_SKIP = 20
 # saves in a row that may fail under --on_save_error warn
@@ -348,10 +349,11 @@ def _restore(
                 str(path), f"holds weights that are not finite ({names[0]}). Go on from an earlier checkpoint-N."
             )
         part.restore(tensors)
-    groups = json.loads((checkpoint.folder / "optimizer.json").read_text(encoding="utf-8"))
+    groups = read_table(checkpoint.folder / "optimizer.json", _OF_A_CHECKPOINT)
     tensors = files.load_tensors(checkpoint.folder / "optimizer.safetensors")
     load_optimizer(optimizer, list(named.items()), tensors, groups)
-    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    needs = ("step", "scaler", "torch", "num_threads", "num_processes")
+    state = read_table(checkpoint.folder / "state.json", _OF_A_CHECKPOINT, needs=needs)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     present = {

@@ -11,6 +11,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import AdamW, Optimizer
 
+from data.environment import install_extra
 from data.errors import SettingsError
 from finetune.core.optimizer_options import OptimizerName
 
@@ -33,8 +34,8 @@ def require(name: OptimizerName) -> None:
             import_module(package)
         except ImportError as error:
             problems.append(
-                f'{name} needs the package {package} ({error}). Install it: pip install "filrouge[{extra}]"; '
-                "or write --optimizer adamw."
+                f"{name} needs the package {package} ({error}). Write --optimizer adamw, or install it: "
+                f"{install_extra(extra)}"
             )
     if problems:
         raise SettingsError("--optimizer", *problems)

@@ -168,6 +168,9 @@ class ImageSettings(Settings):
         default=None, description="column of --dataset_name that is equal in rows of one group, such as a specimen"
     )
     dtd_split: int = Field(default=1, ge=1, le=NUM_SPLITS, description="which of DTD's official splits")
+    allow_outside_files: bool = Field(
+        default=False, description="take files that links, or rows of a dataset, lead to outside of the data's folder"
+    )
 
     @property
     def subject(self) -> str:

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from data.dataset import ConceptDataset
 from data.errors import SettingsError, nearest
 from data.labelled.pictures import open_labelled
+from data.outside_files import refuse_links_out
+from data.plain_text import plain_lines
 from finetune.core import pixel_models
 from finetune.core.concept_images import open_source
 from finetune.core.method import Objective
@@ -52,6 +54,8 @@ def open_pictures(settings: DdpmSettings, accelerator: Accelerator) -> Pictures:
         source = {"data_format": "images", **images.source.manifest()}
         return Pictures(images.dataset, source, settings.channels or (1 if images.dataset.grey_values else 3))
     assert settings.train_data_dir is not None, "a format of files has a folder"
+    if not settings.allow_outside_files:
+        refuse_links_out(settings.train_data_dir)
     dataset = open_labelled(
         settings.data_format,
         settings.train_data_dir,
@@ -61,8 +65,7 @@ def open_pictures(settings: DdpmSettings, accelerator: Accelerator) -> Pictures:
         random_flip=settings.random_flip,
         proportion_empty_prompts=proportion_empty,
     )
-    for note in dataset.notes:
-        accelerator.print(note)
+    accelerator.print(plain_lines(dataset.notes))
     source = {"data_format": settings.data_format, "train_data_dir": str(settings.train_data_dir.resolve())}
     return Pictures(dataset, source, settings.channels or dataset.training.channels)
 

@@ -72,7 +72,9 @@ def draw_plainly(
 
     label: index of a class; None for a model without, as the pipeline knows none.
     """
-    pipe = DDPMPipeline.from_pretrained(folder, local_files_only=True).to(device)
+    pipe = DDPMPipeline.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).to(device)
     pipe.set_progress_bar_config(disable=True)
     if label is not None:
         pipe.unet.forward = partial(pipe.unet.forward, class_labels=torch.tensor([label], device=device))
@@ -113,7 +115,7 @@ def _check_reload(folder: Path, model: PixelModel, expected: list[Tensor]) -> No
 
 def how_to_use(model: PixelModel, folder: Path) -> list[str]:
     """Return the lines of Python that draw pictures from a folder with plain diffusers."""
-    lines = ["from diffusers import DDPMPipeline", f'pipe = DDPMPipeline.from_pretrained("{folder}")']
+    lines = ["from diffusers import DDPMPipeline", f"pipe = DDPMPipeline.from_pretrained({str(folder)!r})"]
     if model.class_labels:
         known = f"0 to {model.no_label - 1}, the places in class_labels of {FACTS_NAME}; {model.no_label}: no label"
         lines = [

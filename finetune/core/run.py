@@ -21,6 +21,7 @@ from accelerate.utils import ProjectConfiguration
 
 from data.errors import FilrougeError, Interrupted, NonFiniteError, OutputError, SettingsError, Stopped, UploadError
 from data.exits import as_known
+from data.plain_text import plain, plain_lines
 from data.splits import manifest_hash
 from finetune.core import files, hub, processes, stops
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
@@ -35,8 +36,14 @@ from finetune.core.setting_changes import refuse_changes, to_yaml
 from finetune.core.settings import LoopSettings
 from finetune.core.threads import use_threads
 from finetune.core.tracking import Tracker, start_trackers
+from pipelines.fingerprints import differing_parts
+from pipelines.run_records import MANIFEST_NAME, read_manifest
 
 Settings = TypeVar("Settings", bound=LoopSettings)
+_MANIFEST_OF_A_RUN = (
+    "what the run wrote when it started, which says whose the checkpoints are. Restore it, or start a new run with "
+    "another --output_dir"
+)
 _LIBRARIES = (
     "filrouge",
     "torch",
@@ -72,14 +79,14 @@ def _run(settings: Settings, build: Callable[[Settings, Accelerator], Method], r
     )
     if accelerator.is_main_process:
         for warning in settings.origin.warnings:
-            print(f"filrouge: warning: {warning}", file=sys.stderr, flush=True)
+            print(plain(f"filrouge: warning: {warning}"), file=sys.stderr, flush=True)
     use_threads(settings.num_threads, accelerator.device)
     if settings.push_to_hub and accelerator.is_main_process:
         settings = hub.with_repository(settings, run_dir)
     if settings.dry_run:
         method, expected = forecast(build, settings, accelerator)
         settings = _with_fitting_warmup(method, settings, accelerator)
-        accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
+        accelerator.print(plain_lines(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
     resume = settings.resume_from_checkpoint is not None
     if accelerator.is_main_process:
@@ -103,8 +110,8 @@ def _run(settings: Settings, build: Callable[[Settings, Accelerator], Method], r
             raise Stopped(str(run_dir), text, exit_code=request.exit_code) from None
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
-            files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
-            accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
+            files.write_json_atomic(run_dir / MANIFEST_NAME, _manifest(method, settings, store.run_id, accelerator))
+            accelerator.print(plain_lines(_plan(method, settings, accelerator, run_dir)))
         if settings.push_to_hub and accelerator.is_main_process:
             hub.create_repository(settings)
         first_step = resume_from.step if resume_from else 0
@@ -133,7 +140,7 @@ def _run(settings: Settings, build: Callable[[Settings, Accelerator], Method], r
                         f"encoded     {meter.done['encoded']:,} images and captions; {meter.done['found_encoded']:,} "
                         "were found, encoded by earlier runs"
                     )
-                print("\n".join(how_to_use))
+                print(plain_lines(how_to_use))
                 from finetune.core.curves import draw_curves  # matplotlib, which a dry run has no use for
 
                 draw_curves(tracker.path, run_dir / "curves.png")
@@ -258,8 +265,8 @@ def _mixed_precision(settings: LoopSettings) -> str | None:
     if asked is not None and is_typed and launched not in (None, "", asked):
         raise SettingsError(
             "--mixed_precision",
-            f"found {asked}, but accelerate was launched with {launched}. Leave the option out, or launch with "
-            f"accelerate launch --mixed_precision {asked}.",
+            f"found {asked}, but accelerate was launched with {launched}. Leave the option out, or give it to "
+            "accelerate launch.",
         )
     return asked
 
@@ -341,9 +348,8 @@ def _manifest(method: Method, settings: LoopSettings, run_id: str, accelerator: 
 
 
 def _run_id(run_dir: Path, *, resume: bool, accelerator: Accelerator) -> str:
-    manifest = run_dir / "manifest.json"
-    if resume and manifest.exists():
-        return str(json.loads(manifest.read_text(encoding="utf-8"))["run_id"])
+    if resume and (any(run_dir.glob("checkpoint-*")) or (run_dir / MANIFEST_NAME).exists()):
+        return str(read_manifest(run_dir, _MANIFEST_OF_A_RUN, needs=("run_id",))["run_id"])
     return secrets.token_hex(4) if accelerator.is_main_process else "follower"
 
 
@@ -365,13 +371,17 @@ def _resume_point(
         checkpoint = newest
     else:
         checkpoint = store.resolve(settings.resume_from_checkpoint)
-    before = json.loads((store.run_dir / "manifest.json").read_text(encoding="utf-8"))
+    before = read_manifest(store.run_dir, _MANIFEST_OF_A_RUN)
     now = json.loads(json.dumps(_manifest(method, settings, store.run_id, accelerator)))
     problems = [
         f"{key} is not what the checkpoint was made with: it was {before.get(key)}, it is {now.get(key)}."
-        for key in ("method", "data", "prior", "base_fingerprint")
+        for key in ("method", "data", "prior", "vae", "text_encoder")
         if before.get(key) != now.get(key)
     ]
+    told, found = before.get("base_fingerprint"), now.get("base_fingerprint")
+    if told != found:
+        others = ", ".join(differing_parts(told, found, exact=True)) or "whether there is one"
+        problems.append(f"base_fingerprint is not what the checkpoint was made with: the base differs in {others}.")
     if problems:
         raise OutputError(str(store.run_dir), *problems, "Start a new run with another --output_dir.")
     # a run of an older version does not say how many there were

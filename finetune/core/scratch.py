@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -127,9 +128,9 @@ def latent_space(vae: Path, device: torch.device) -> LatentSpace:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash of the weights in a model's folder."""
+    """Return a hash of the weights and the config in a model's folder."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
@@ -144,7 +145,8 @@ def diffusion_components(
     """
     if init_from is not None:
         autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
-        return replace(load_components(str(init_from)), vae=autoencoder, folder=None)  # it holds another autoencoder
+        base = load_components(str(init_from))
+        return replace(base, vae=autoencoder, folder=None, fingerprint="")  # the folder holds another autoencoder
     autoencoder = _read(AutoencoderKL, vae).requires_grad_(False).eval()
     text = _read(CLIPTextModel, text_folder / "text_encoder")
     scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)
@@ -156,7 +158,9 @@ def diffusion_components(
         unet=denoiser,
         vae=autoencoder,
         text_encoder=text,
-        tokenizer=CLIPTokenizer.from_pretrained(text_folder / "tokenizer", local_files_only=True),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            text_folder / "tokenizer", local_files_only=True, trust_remote_code=False
+        ),
         scheduler=DDPMScheduler.from_config(sampler.config),
         sampler=sampler,
         own_sampler=sampler,
@@ -170,7 +174,7 @@ def _read(cls: type[M], folder: Path) -> M:
         part, report = cls.from_pretrained(  # type: ignore[attr-defined]
             str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise SettingsError(str(folder), f"holds no {cls.__name__}: {reason}") from None
     if report["missing_keys"]:

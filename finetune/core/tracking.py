@@ -20,6 +20,7 @@ from data.errors import DiskError, SettingsError, nearest
 from data.progress import Progress
 from finetune.core import files
 from finetune.core.settings import LoopSettings
+from pipelines.run_records import metrics_record
 
 
 class Tracker:
@@ -93,17 +94,23 @@ class Tracker:
                 self._trackers.remove(tracker)
 
     def _drop_lines_after(self, step: int) -> None:
-        """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash."""
+        """Forget lines beyond the step from which a run goes on, and a last line that was torn by a crash.
+
+        Where another line is damaged, the file as it was stays beside it.
+        """
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        files.write_bytes_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
+        raw = self.path.read_bytes()
+        lines = raw.split(b"\n")
+        records = {number: metrics_record(line) for number, line in enumerate(lines, start=1)}
+        damaged = [number for number, record in records.items() if record is None and number < len(lines)]
+        if damaged:
+            aside = self.path.with_name(f"damaged-{self.path.name}")
+            files.write_bytes_atomic(aside, raw)
+            told = ", ".join(map(str, damaged[:5])) + (", …" if damaged[5:] else "")
+            warnings.warn(f"{self.path}: left out what is no record, line {told}; {aside.name} has it", stacklevel=3)
+        so_far = [number for number, record in records.items() if record is not None and record["step"] <= step]
+        files.write_bytes_atomic(self.path, b"".join(lines[number - 1] + b"\n" for number in so_far))
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -111,13 +118,13 @@ def require_trackers(names: Sequence[str]) -> None:
     known, installed = LoggerType.list(), {str(name) for name in get_available_trackers()}
     problems = [f"accelerate knows no tracker {name!r}.{nearest(name, known)}" for name in names if name not in known]
     problems += [
-        f"{name} is not installed. Install it (pip install {name}), or leave it out: metrics.jsonl and curves.png are "
-        "written in any case."
+        f"{name} is not installed. Leave it out, as metrics.jsonl and curves.png are written in any case, or install "
+        f"it: pip install {name}"
         for name in names
         if name in known and name not in installed | {str(LoggerType.ALL)}
     ]
     if not installed and str(LoggerType.ALL) in names:
-        problems.append("no tracker is installed. Leave it out, or install one: pip install tensorboard.")
+        problems.append("no tracker is installed. Leave it out, or install one: pip install tensorboard")
     if problems:
         raise SettingsError("--report_to", *problems)
 
@@ -162,7 +169,7 @@ def _is_plain(value: Any) -> bool:
 
 def _show_picture(tracker: GeneralTracker, step: int, path: Path) -> None:
     """Show a PNG. accelerate (1.15) hands pictures on as they are, so that their form is the tracker's."""
-    with Image.open(path) as opened:
+    with Image.open(path, formats=["PNG"]) as opened:
         picture = opened.convert("RGB")
     match tracker.name:
         case "tensorboard":

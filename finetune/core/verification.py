@@ -187,7 +187,9 @@ def twin(module: nn.Module, folder: Path | None = None) -> Any:
         if isinstance(module, ModelMixin):
             made = kind.from_config(module.config if folder is None else kind.load_config(folder))
         else:
-            made = kind(module.config if folder is None else kind.config_class.from_pretrained(folder))
+            made = kind(
+                module.config if folder is None else kind.config_class.from_pretrained(folder, local_files_only=True)
+            )
     try:
         made.load_state_dict(module.state_dict(), assign=True)
     except RuntimeError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from data.errors import OutputError
+from data.json_files import read_table
 from pipelines.whole_files import write_json
 
 
@@ -32,7 +33,7 @@ class Cells:
         if not path.exists():
             write_json(settings, path)
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_table(path, "the settings of the cells there. Remove the folder, or choose another --output_dir")
         changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
         if changed:
             raise OutputError(
@@ -49,5 +50,11 @@ class Cells:
             self._folder.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(arrays, allow_pickle=False, **made.arrays)
             write_json(made.record, record)  # last: a record without arrays would count as done
-        with np.load(arrays, allow_pickle=False) as kept:
-            return Cell(json.loads(record.read_text(encoding="utf-8")), {each: kept[each] for each in kept.files})
+        said = read_table(record, "what its cell was found to be. Remove the file, and it is made again")
+        try:
+            with np.load(arrays, allow_pickle=False) as kept:
+                return Cell(said, {each: kept[each] for each in kept.files})
+        except (OSError, ValueError, BadZipFile) as error:
+            raise OutputError(
+                str(arrays), f"cannot be read ({error}). Remove {record.name}, and the cell is made again."
+            ) from None

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import NonFiniteError, SettingsError
+from data.json_files import parsed
 from data.randomness import derive
 from pipelines.pixel_model import PixelModel
 
@@ -126,7 +127,7 @@ def accuracies(
 def load_classifier(folder: Path, model: PixelModel) -> NoisyClassifier:
     """Return the classifier of a folder, for the pictures of a model; SettingsError where it does not fit them."""
     try:
-        facts = json.loads((folder / FACTS_NAME).read_bytes())
+        facts = parsed((folder / FACTS_NAME).read_bytes())
         classifier = NoisyClassifier(facts["channels"], tuple(facts["labels"]), facts["width"])
         classifier.load_state_dict(load_file(folder / WEIGHTS_NAME))
         taught = (facts["channels"], facts["num_train_timesteps"], facts["schedule"], facts["normalized"])
@@ -134,7 +135,8 @@ def load_classifier(folder: Path, model: PixelModel) -> NoisyClassifier:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise SettingsError(
             str(folder),
-            f"holds no classifier of noisy pictures: {reason}. Train one: python pipelines/train_noisy_classifier.py.",
+            f"holds no classifier of noisy pictures: {reason}. Train one: "
+            "python pipelines/train_noisy_classifier.py --model RUN",
         ) from None
     expected = (model.channels, model.num_train_timesteps, model.schedule, model.normalized)
     problems = [

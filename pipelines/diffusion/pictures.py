@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from data.errors import DataError
 from data.labelled.pictures import open_labelled
 from pipelines.pixel_model import PixelModel
 from pipelines.run_data import refuse_changed, reopened
+from pipelines.run_records import read_manifest
 
 Side = Literal["training", "held-out"]
 
@@ -25,7 +24,8 @@ def open_pictures(run: Path) -> ConceptDataset:
 
     Raises DataError for a folder without a manifest, and for data that is no longer what the run was trained on.
     """
-    manifest = _manifest(run)
+    needs = ("source", "settings", "seed", "data")
+    manifest = read_manifest(run, "the folder of a run of finetune/ddpm.py", needs=needs, error=DataError)
     source, settings = manifest["source"], manifest["settings"]
     data_format = source.get("data_format", "images")
     if data_format == "images":
@@ -66,18 +66,3 @@ def pictures(model: PixelModel, dataset: ConceptDataset, side: Side, num_images:
 def to_images(model: PixelModel, pixels: Tensor) -> np.ndarray:
     """Return pixels (B, C, H, W) of the model's range as pictures (B, H, W, C) float32 in [0, 1]."""
     return model.to_unit(pixels).permute(0, 2, 3, 1).float().cpu().numpy()
-
-
-def _manifest(run: Path) -> Mapping[str, Any]:
-    path = run / "manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(str(path), f"{error.strerror}; expected the folder of a run of finetune/ddpm.py.") from None
-    except ValueError:
-        raise DataError(str(path), "is not JSON; expected the folder of a run of finetune/ddpm.py.") from None
-    missing = [key for key in ("source", "settings", "seed", "data") if key not in manifest]
-    if missing:
-        raise DataError(str(path), f"lacks {', '.join(missing)}; expected that of a run of finetune/ddpm.py.")
-    found: Mapping[str, Any] = manifest
-    return found

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.diffusion.points import LAWS
 from pipelines.diffusion.prediction import Denoiser, Prediction, from_eps
 from pipelines.diffusion.schedules import SCHEDULES, Schedule, alphas_cumprod
@@ -76,14 +77,14 @@ class PointModel:
 def load_point_model(folder: Path) -> PointModel:
     """Return the point model of a folder; SettingsError where it holds none."""
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS_NAME).read_bytes())
+        facts: dict[str, Any] = parsed((folder / FACTS_NAME).read_bytes())
         law, schedule, length = facts["law"], facts["schedule"], facts["num_train_timesteps"]
         net = PointNet()
         net.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise SettingsError(
-            str(folder), f"holds no point model: {reason}. Train one: python finetune/points.py."
+            str(folder), f"holds no point model: {reason}. Train one: python finetune/points.py"
         ) from None
     if law not in LAWS or schedule not in SCHEDULES or not isinstance(length, int):
         raise SettingsError(

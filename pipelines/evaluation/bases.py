@@ -13,7 +13,7 @@ from data.errors import SettingsError
 from pipelines.components import Components
 from pipelines.devices import move
 from pipelines.evaluation.states import AskedRun
-from pipelines.fingerprints import weights_fingerprint
+from pipelines.fingerprints import differing_parts
 from pipelines.runs import BaseNeed, is_whole, read_facts
 
 
@@ -34,8 +34,6 @@ class BaseModel:
         """Load a base. Raises SettingsError where there is no such model."""
         components = need.load()
         identity = hashlib.sha256(components.fingerprint.encode())
-        for module in (components.text_encoder, components.vae):
-            identity.update(weights_fingerprint(module).encode())
         for scheduler in (components.scheduler, components.sampler):
             identity.update(f"{type(scheduler).__name__}{sorted(scheduler.config.items())}".encode())
         move(components, device)
@@ -84,9 +82,10 @@ def load_bases(
             if of_run != need:
                 continue
             labels[run] = label
-            if fingerprint not in (None, found):
+            others = differing_parts(fingerprint, found)
+            if others:
                 problems.append(
-                    f"{run} was trained on another base (fingerprint {fingerprint}; {need.name} has {found}). "
+                    f"{run} was trained on another base, from which {need.name} differs in {', '.join(others)}. "
                     "Give the base it was trained on, or leave it out."
                 )
     if problems:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
+from data.json_files import parsed
 from pipelines.evaluation.states import AVERAGED, AskedRun
 
 SKILL = 0.8  # to which the time is told
@@ -53,7 +53,7 @@ def reached(skills: Mapping[int, float], last_step: int, minutes: str | None) ->
 def taken(path: Path) -> dict[str, str]:
     """Return what the training took, over all sessions of the run; {} where its folder does not say it."""
     try:
-        sessions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        sessions = [parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
         seconds = sum(session["seconds"] for session in sessions)
         visits = sum(session["image_visits"] for session in sessions)
         peak = max(session["peak_memory_mib"] for session in sessions)

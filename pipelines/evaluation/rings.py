@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from diffusers import DDPMScheduler
 
+from data.json_files import parsed
 from pipelines.evaluation.grid import Arm
 from pipelines.evaluation.measuring import Images, Subject
 from pipelines.evaluation.opener import PipelineOpener
@@ -82,8 +84,8 @@ class Rings:
         """Return the sums behind the drift of a model, from the cache where they are known."""
         key = self._cache_key(subject)
         path = cache / f"{key}.json"
-        if path.is_file():
-            said = json.loads(path.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # else it is predicted again
+            said = parsed(path.read_bytes())
             return DriftParts(*({k: np.array(v) for k, v in said[name].items()} for name in ("changes", "errors")))
         base = self._plan.bases[self.base.arm.base].components
         if self._predicted is None:

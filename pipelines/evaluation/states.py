@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import OutputError, SettingsError, nearest
+from data.json_files import read_table
+from pipelines.run_records import MANIFEST_NAME, METRICS_NAME, read_manifest, read_metrics
 
 LOSS = "validation_loss"  # in a run's metrics.jsonl
 AVERAGED = "averaged.safetensors"  # in a checkpoint of an optimizer that averages: the weights that are to be used
@@ -51,7 +53,7 @@ class AskedRun:
             raise SettingsError(
                 str(path), "does not exist; expected the folder of a run, or the file of an adapter or embeddings."
             )
-        return AskedRun(path, label, _read_json(path / "manifest.json") if path.is_dir() else {})
+        return AskedRun(path, label, read_manifest(path) if (path / MANIFEST_NAME).exists() else {})
 
     @cached_property
     def last_step(self) -> int | None:
@@ -103,13 +105,9 @@ class AskedRun:
     @property
     def held_out_losses(self) -> dict[int, float]:
         """The loss of held-out images at fixed noise by step, as far as the run measured it."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        try:
-            records = [json.loads(line) for line in lines]
-            return {record["step"]: float(record[LOSS]) for record in records if LOSS in record}
-        except (ValueError, KeyError, TypeError):
-            raise OutputError(str(path), "is not what a run writes: one JSON record in each line.") from None
+        path = self.path / METRICS_NAME
+        records = read_metrics(path) if path.is_file() else []
+        return {int(record["step"]): float(record[LOSS]) for record in records if LOSS in record}
 
     def states(self, wanted: Literal["all"] | Sequence[Selection]) -> tuple[State, ...]:
         """Return the states that are asked for, by step; a checkpoint of the last step is the result.
@@ -140,7 +138,8 @@ class AskedRun:
             raise SettingsError(
                 str(self.path),
                 f"holds no {CHOICE}: no evaluation has compared its checkpoints. "
-                f"First: python pipelines/evaluate_prompts.py --adapter {self.path} --checkpoints all --prompts FILE.",
+                "First: python pipelines/evaluate_prompts.py --checkpoints all --prompts FILE --adapter "
+                f"{shlex.quote(str(self.path))}",
             )
         step = _read_json(choice).get("step")
         if not isinstance(step, int):
@@ -192,7 +191,10 @@ def checkpoint_records(folder: Path) -> dict[str, str]:
 
     Raises OutputError for a checkpoint that is incomplete or damaged.
     """
-    said = _read_json(folder / "manifest.json").get("files", {})
+    what = "that of a checkpoint, which is written last"
+    said = read_table(folder / "manifest.json", what, needs=("files",))["files"]
+    if not isinstance(said, dict) or not all(isinstance(record, dict) for record in said.values()):
+        raise OutputError(str(folder / "manifest.json"), "says of no file what it holds. Leave this checkpoint out.")
     files = sorted(path for path in folder.glob("*.safetensors") if path.name not in _NOT_TRAINED)
     expected = {name for name in said if name.endswith(".safetensors")} - _NOT_TRAINED
     problems = [f"{name}: is missing." for name in sorted(expected - {path.name for path in files})]
@@ -230,10 +232,4 @@ def _hash_of_file(path: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the table in a JSON file; {} where there is no such file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError:
-        raise OutputError(str(path), "is not JSON; expected a file that a run or an evaluation wrote.") from None
-    return content if isinstance(content, dict) else {}
+    return read_table(path, "a file that a run or an evaluation wrote") if path.is_file() else {}

@@ -38,7 +38,7 @@ class ImageStore:
     def has(self, key: str) -> bool:
         """Return whether the image of a key is there and whole; a damaged file counts as none."""
         try:
-            with Image.open(self.path(key)) as picture:
+            with Image.open(self.path(key), formats=["PNG"]) as picture:
                 picture.verify()
         except (OSError, SyntaxError, UnidentifiedImageError):  # Pillow (13) names a broken PNG a SyntaxError
             return False
@@ -56,7 +56,7 @@ class ImageStore:
 
     def read(self, key: str) -> np.ndarray:
         """Return an image, uint8 (H, W, 3)."""
-        with Image.open(self.path(key)) as picture:
+        with Image.open(self.path(key), formats=["PNG"]) as picture:
             return np.asarray(picture.convert("RGB"))
 
     def read_all(self, keys: Iterable[str]) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from data.errors import SettingsError, nearest
+from data.plain_text import plain_lines
 from data.progress import Progress
 from pipelines.evaluation.bases import BaseModel, load_bases
 from pipelines.evaluation.claims import claimed, judge_claims
@@ -142,10 +143,14 @@ def evaluate(request: Request) -> Path | None:
     write_text(store.folder / RESULT, result.as_json())
     page = write_page(result, store, store.folder / PAGE)
     process.end_training()
-    for line in result.statements:
-        print(line)
-    for verdict in result.verdicts:
-        print(f"{verdict.run}: {verdict.learnt}; {verdict.forgot}; {verdict.copied}. Checkpoint: {verdict.reason}")
+    print(
+        plain_lines(
+            [
+                *result.statements,
+                *(f"{v.run}: {v.learnt}; {v.forgot}; {v.copied}. Checkpoint: {v.reason}" for v in result.verdicts),
+            ]
+        )
+    )
     return page
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import SettingsError
+from data.json_files import parsed
 from pipelines.fingerprints import weights_fingerprint
 from pipelines.metrics.inputs import checked_pictures
 from pipelines.metrics.texstat import TexStat, size_for
@@ -75,15 +76,15 @@ class VisionNetwork:
 
         classes = {"clip": CLIPVisionModelWithProjection, "dinov2": Dinov2Model}
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._preparation = _Preparation.read(folder / "preprocessor_config.json")
             kind = config.model_type.removesuffix("_vision_model")
             if kind not in classes:
                 raise SettingsError(str(folder), f"is a {config.model_type}, expected one of {', '.join(classes)}.")
             self._network: nn.Module = classes[kind].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise SettingsError(str(folder), f"cannot be read as a vision network: {_first_line(error)}") from None
         self._network.requires_grad_(False).eval()
         self.extractor_id = f"{kind}-{weights_fingerprint(self._network)[:12]}-{self._preparation.size_px}px"
@@ -129,7 +130,7 @@ class _Preparation:
 
     @classmethod
     def read(cls, path: Path) -> _Preparation:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parsed(path.read_bytes())
         crop = _side(said["crop_size"]) if said.get("do_center_crop", True) else _side(said["size"])
         return cls(_side(said["size"]), crop, tuple(said["image_mean"]), tuple(said["image_std"]))
 

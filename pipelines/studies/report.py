@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from data.plain_text import escaped
 from pipelines.evaluation.result import KINDS
 from pipelines.metrics.estimates import interval_text
 from pipelines.report.charts import NUM_COLOURS, Point, Value, trade_off
@@ -24,16 +25,16 @@ def markdown(summary: Summary) -> str:
     for data in dict.fromkeys(row.data for row in summary.rows):
         heads = ["method", *(KINDS[measure].title for measure in MEASURES), "trained", "MB", "core min", "GiB"]
         rows = [row for row in summary.rows if row.data == data]
-        lines += [f"### {data}", "", f"{intervals(rows)}.", "", _row(heads), _row(["---"] * len(heads))]
+        lines += [f"### {escaped(data)}", "", f"{intervals(rows)}.", "", _row(heads), _row(["---"] * len(heads))]
         for row in rows:
-            cells = [row.method, *(written(row.scores[measure], row.num_seeds) for measure in MEASURES)]
+            cells = [escaped(row.method), *(written(row.scores[measure], row.num_seeds) for measure in MEASURES)]
             lines.append(
                 _row([*cells, row.trained, row.artefact_mb, f"{row.cpu_minutes:.1f}", f"{row.peak_mib / 1024:.1f}"])
             )
-        lines += ["", *(f"- {sentence}" for sentence in decisions(summary.differences, data)), ""]
+        lines += ["", *(f"- {escaped(sentence)}" for sentence in decisions(summary.differences, data)), ""]
     if summary.claims:
         lines += ["### claims", "", _row(["claim", "verdict", "effect"]), _row(["---"] * 3)]
-        lines += [_row([claim.text, claim.verdict, claim.effect]) for claim in summary.claims]
+        lines += [_row([escaped(claim.text), claim.verdict, claim.effect]) for claim in summary.claims]
         lines.append("")
     return "\n".join(lines)
 

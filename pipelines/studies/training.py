@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,12 +13,14 @@ from typing import Any
 
 from data.errors import FilrougeError, OutputError, SettingsError
 from data.exits import PARENT_VARIABLE
+from data.json_files import read_table
 from data.progress import Progress
 from pipelines.studies.study import Run
 from pipelines.whole_files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "study.json"  # in a run's folder: its options, and what its training took
+_OF_A_STUDY = "what a study writes of a run. Move the folder away, and it is trained again"
 
 
 class RunFailed(FilrougeError):
@@ -99,7 +100,9 @@ def _refuse_other_options(run: Run, folder: Path) -> None:
     record = folder / RECORD
     if not record.exists():
         return
-    there = json.loads(record.read_text(encoding="utf-8"))
+    there = read_table(record, _OF_A_STUDY, needs=("script", "options"))
+    if not isinstance(there["options"], dict):
+        raise OutputError(str(record), f"holds no options; expected {_OF_A_STUDY}.")
     before, now = {**there["options"], "script": there["script"]}, {**run.options, "script": run.script}
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     if changed:
@@ -133,9 +136,9 @@ def _refuse_wrong_options(runs: Sequence[Run], folder: Path, num_jobs: int) -> N
 
 def _train(run: Run, folder: Path, threads: int) -> TrainedRun:
     status, record = folder / "status.json", folder / RECORD
-    before = (
-        json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"cpu_seconds": 0.0, "peak_mib": 0.0}
-    )
+    before: dict[str, Any] = {"cpu_seconds": 0.0, "peak_mib": 0.0}
+    if record.exists():
+        before = read_table(record, _OF_A_STUDY, needs=("cpu_seconds", "peak_mib"))
     if before.get("is_done") and status.exists():
         return TrainedRun(run, folder, Cost(before["cpu_seconds"], before["peak_mib"]))
     folder.parent.mkdir(parents=True, exist_ok=True)

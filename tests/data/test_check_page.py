@@ -201,7 +201,7 @@ def test_a_name_cannot_steer_the_terminal() -> None:
         [steering],
     )
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", terminal_page(report))
-    assert "\\x1b[2Jname\\x0d" in terminal_page(report)
+    assert "\\x1b[2Jname\\r" in terminal_page(report)
 
 
 def test_counted_says_one_and_many() -> None:

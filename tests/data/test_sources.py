@@ -35,7 +35,7 @@ def test_a_manifest_gives_the_source_back_with_absolute_paths() -> None:
 def test_an_older_manifest_is_read_with_the_defaults_of_what_it_does_not_say() -> None:
     source = _source("sf_dry", data_root=None, bucket_batch=8, split_by="label")
     assert ImageSource.from_manifest(source.manifest()) == source
-    newer = ("px_per_voxel", "bucket_batch", "dtd_split", "split_by", "group_column")
+    newer = ("px_per_voxel", "bucket_batch", "dtd_split", "split_by", "group_column", "allow_outside_files")
     older = {key: value for key, value in source.manifest().items() if key not in newer}
     assert ImageSource.from_manifest(older) == replace(source, bucket_batch=None, split_by="group")
 

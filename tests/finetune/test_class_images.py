@@ -85,8 +85,15 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_option(
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt": "a slice"}, {"base_fingerprint": "another"}, {"resolution": 16}, {"seed": 1}, {"guidance_scale": 1.0}],
-    ids=["prompt", "base", "size", "seed", "guidance"],
+    [
+        {"prompt": "a slice"},
+        {"base_fingerprint": "another"},
+        {"resolution": 16},
+        {"seed": 1},
+        {"guidance_scale": 1.0},
+        {"precision": "bf16"},
+    ],
+    ids=["prompt", "base", "size", "seed", "guidance", "precision"],
 )
 def test_another_recipe_is_drawn_anew_beside_the_first(
     base: Components, recipe: ClassRecipe, change: dict[str, object], tmp_path: Path

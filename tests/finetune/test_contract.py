@@ -452,7 +452,7 @@ def test_the_lines_that_a_run_ends_with_load_the_weights_that_it_loaded(
     _train(ROWS["lora"], arguments, **more)
     card = (arguments["output_dir"] / "README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
-    assert 'from_pretrained("fp16", revision="main", variant="fp16", dtype=torch.float32' in code
+    assert "from_pretrained('fp16', revision='main', variant='fp16', dtype=torch.float32" in code
     assert str(tmp_path) not in card
     monkeypatch.chdir(tmp_path)  # where the base and the run lie side by side
     scope: dict[str, Any] = {}

@@ -189,7 +189,7 @@ def test_a_line_torn_within_a_character_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "expected the metrics of a run, but"),
+        (None, "is missing; expected the metrics of a run"),
         ("", "holds no logged step yet"),
         ('{"step": 1, "lo', "holds no logged step yet"),
         ('{"step": 1, "loss": 2}\n{"step": 2, "lo\n{"step": 3, "loss": 2}\n', 'line 2: found \'{"step": 2, "lo\''),

@@ -179,5 +179,5 @@ def test_a_missing_package_is_told_before_anything_is_loaded(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune.core.hardware.find_spec", lambda _: None)
-    with pytest.raises(SettingsError, match=r"--load_in_4bit: bitsandbytes is not installed.*filrouge\[gpu\]"):
+    with pytest.raises(SettingsError, match=r"--load_in_4bit: bitsandbytes is not installed.*pip install -e .*\[gpu\]"):
         require(options.LoraSettings.model_validate({**arguments, **FOUR}))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data.environment import install_extra
 from data.errors import SettingsError
 from finetune.core import files
 from finetune.core.optimizer_options import OPTIONS, OptimizerName, contradictions
@@ -315,7 +316,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     with pytest.raises(SettingsError) as caught:
         require(name)
     assert f"{name} needs the package {package}" in str(caught.value)
-    assert f'pip install "filrouge[{extra}]"' in str(caught.value)
+    assert str(caught.value).endswith(f"install it: {install_extra(extra)}")
     assert caught.value.exit_code == 2
 
 

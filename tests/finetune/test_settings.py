@@ -48,6 +48,7 @@ OTHER: dict[str, Any] = {
     "split_by": "folder",
     "group_column": "specimen",
     "dtd_split": 10,
+    "allow_outside_files": True,
     "images_per_class": 3,
     "center_crop": True,
     "random_flip": True,

@@ -65,21 +65,6 @@ def test_weights_and_schedule_are_those_of_the_folder(components: Components, ti
     assert components.name == str(tiny_base_dir)
 
 
-def test_fingerprint_survives_saving_and_half_precision(components: Components, base_copy: Path) -> None:
-    assert load_components(str(base_copy)).fingerprint == components.fingerprint
-    edit_weights(base_copy / UNET, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
-    halved = load_components(str(base_copy))
-    assert halved.unet.dtype == torch.float32
-    assert halved.fingerprint == components.fingerprint
-
-
-def test_fingerprint_tells_weights_and_widths_apart(
-    components: Components, make_tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    others = [make_tiny_base(tmp_path / "seed", seed=1), make_tiny_base(tmp_path / "wide", cross_attention_dim=64)]
-    assert len({components.fingerprint, *(load_components(str(folder)).fingerprint for folder in others)}) == 3
-
-
 def test_pipeline_draws_what_plain_diffusers_draws_from_the_folder(components: Components, tiny_base_dir: Path) -> None:
     plain = StableDiffusionPipeline.from_pretrained(tiny_base_dir, safety_checker=None)
     plain.set_progress_bar_config(disable=True)

@@ -34,5 +34,5 @@ def test_losses_of_held_out_images_stand_in_the_record_of_the_run(tmp_path: Path
 
 def test_a_spoilt_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "validation_loss": "x"}\n')
-    with pytest.raises(OutputError, match="is not what a run writes"):
+    with pytest.raises(OutputError, match="line 1: found"):
         _ = AskedRun(tmp_path, "run", {}).held_out_losses

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data.errors import OutputError, SettingsError
 from pipelines.components import build_pipeline, load_components
@@ -21,7 +22,6 @@ from pipelines.evaluation.grid import Arm, Sampling, asked_of, cells
 from pipelines.evaluation.prompt_sets import Prompt
 from pipelines.evaluation.states import AskedRun
 from pipelines.evaluation.store import ImageStore
-from pipelines.fingerprints import weights_fingerprint
 from pipelines.runs import BaseNeed
 
 BASE = Arm("base", None, 1.0, "base")
@@ -139,9 +139,17 @@ def test_bases_differ_by_any_of_their_weights_and_by_what_they_predict(
     config = as_v / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"prediction_type": "epsilon"', '"prediction_type": "v_prediction"'))
     assert BaseModel.load("base", BaseNeed(str(as_v)), "cpu").identity != base.identity
-    with torch.no_grad():
-        next(iter(other.vae.parameters())).add_(1e-3)
-    assert weights_fingerprint(other.vae) != weights_fingerprint(base.components.vae)
+    for part, name in (
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+        ("unet", "diffusion_pytorch_model"),
+    ):
+        folder = copytree(tiny_base_dir, tmp_path / part)
+        file = folder / part / f"{name}.safetensors"
+        tensors = load_file(file)
+        next(iter(tensors.values())).view(-1)[0] += 1e-6
+        save_file(tensors, file, metadata={"format": "pt"})
+        assert BaseModel.load("base", BaseNeed(str(folder)), "cpu").identity != base.identity, part
 
 
 def test_a_run_of_other_weights_than_its_base_is_refused(

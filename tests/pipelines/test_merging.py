@@ -159,7 +159,7 @@ def test_script_writes_a_model_that_plain_diffusers_loads(
 ) -> None:
     folder = tmp_path / "new" / "merged"
     assert run("--adapter", both, magnitudes, "--weights", "1", "0.5", "--output_dir", folder) == 0
-    assert f'from_pretrained("{folder}"' in capsys.readouterr().out
+    assert f"from_pretrained({str(folder)!r}" in capsys.readouterr().out
     loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     assert loaded.text_encoder.dtype == loaded.unet.dtype == torch.float32
     for found, expected in zip(outputs(loaded), outputs(merge(base, [(both, 1), (magnitudes, 0.5)])), strict=True):

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.dataset import Sample
@@ -603,6 +603,19 @@ def _another_base(run: dict[str, Any], make_tiny_base: Callable[..., Path]) -> d
     return {"pretrained_model_name_or_path": str(folder)}
 
 
+def _half(part: str, name: str) -> Callable[..., dict[str, Any]]:
+    """Return a change of the run's base: all weights of one part are halved."""
+
+    def change(run: dict[str, Any], _: Callable[..., Path]) -> dict[str, Any]:
+        folder = run["output_dir"].parent / f"half-{part}"
+        shutil.copytree(run["pretrained_model_name_or_path"], folder)
+        weights = {key: tensor / 2 for key, tensor in load_file(folder / part / name).items()}
+        save_file(weights, folder / part / name, metadata={"format": "pt"})
+        return {"pretrained_model_name_or_path": str(folder)}
+
+    return change
+
+
 def _another_picture(run: dict[str, Any], _: Callable[..., Path]) -> dict[str, Any]:
     folder = shutil.copytree(run["train_data_dir"], run["output_dir"].parent / "redrawn" / "pictures")
     picture = np.asarray(Image.open(folder / "0.png")).copy()
@@ -625,8 +638,10 @@ def _another_caption(run: dict[str, Any], _: Callable[..., Path]) -> dict[str, A
         (_another_picture, "data is not what the checkpoint was made with"),
         (_another_caption, "data is not what the checkpoint was made with"),
         (_another_base, "base_fingerprint is not what the checkpoint was made with"),
+        (_half("vae", "diffusion_pytorch_model.safetensors"), r"the base differs in vae\."),
+        (_half("text_encoder", "model.safetensors"), r"the base differs in text_encoder\."),
     ],
-    ids=["rate", "alpha", "picture", "caption", "base"],
+    ids=["rate", "alpha", "picture", "caption", "base", "autoencoder", "text encoder"],
 )
 def test_a_checkpoint_is_not_continued_with_other_data_base_or_settings(
     change: Callable[..., dict[str, Any]], word: str, adapter_run: dict[str, Any], make_tiny_base: Callable[..., Path]
@@ -638,6 +653,27 @@ def test_a_checkpoint_is_not_continued_with_other_data_base_or_settings(
     with pytest.raises(OutputError, match=word):
         _train("lora", _settings("lora", more), _bare)
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "manifest.json: is missing"), (b"", "manifest.json: is not JSON"), (b"\xff{}", "byte 0 is not UTF-8")],
+    ids=["missing", "empty", "not UTF-8"],
+)
+def test_a_run_whose_manifest_cannot_be_read_is_not_taken_for_another_one(
+    content: bytes | None, said: str, adapter_run: dict[str, Any]
+) -> None:
+    """All: there is no manifest."""
+    manifest: Path = adapter_run["output_dir"] / "manifest.json"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    if content is not None:
+        manifest.write_bytes(content)
+    try:
+        with pytest.raises(OutputError, match=said):
+            _train("lora", _settings("lora", {**adapter_run, "resume_from_checkpoint": "latest"}), _bare)
+    finally:
+        manifest.write_bytes(before)
 
 
 def test_the_loss_falls(arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FILROUGE_CACHE", str(tmp_path_factory.mktemp("textures")))
         textures, _ = generated_data("dtd")
-    (folder / "dtd").symlink_to(textures / "dtd" if (textures / "dtd").is_dir() else textures)
+    (textures / "dtd" if (textures / "dtd").is_dir() else textures).rename(folder / "dtd")
     return folder
 
 

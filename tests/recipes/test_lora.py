@@ -68,7 +68,7 @@ def test_a_run_leaves_an_adapter_that_plain_diffusers_draws_the_same_image_with(
     run = tmp_path / "run"
     result = _run([*command, "--rank", "4", "--lora_alpha", "8"])
     assert result.returncode == 0, result.stderr
-    assert f'pipe.load_lora_weights("{run}")' in result.stdout
+    assert f"pipe.load_lora_weights({str(run)!r})" in result.stdout
     assert json.loads((run / "status.json").read_text())["status"] == "done"
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]

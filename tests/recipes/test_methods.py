@@ -173,8 +173,8 @@ def test_a_script_trains_and_prints_lines_of_plain_diffusers_that_run(
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=300)
     else:  # what the card says, beside the run and its base
         card_code = (folder / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
-        assert code == card_code.replace(f'"{folder.name}"', f'"{folder}"').replace(
-            f'"{tiny_base_dir.name}"', f'"{tiny_base_dir}"'
+        assert code == card_code.replace(repr(folder.name), repr(str(folder))).replace(
+            repr(tiny_base_dir.name), repr(str(tiny_base_dir))
         )
         for place in (folder, tiny_base_dir):
             (tmp_path / place.name).symlink_to(place)
