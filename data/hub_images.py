@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import DataError, SettingsError
 from data.exits import DISK_ERRORS
 from data.image_files import text_problems
-from data.images import read_content
+from data.images import read_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class HubImage:
         image = self.rows[self.index][self.column]
         if image is None or not (image["bytes"] or image["path"]):
             raise DataError(self.name, f"has no image in the column {self.column}. Fill it, or leave the row out.")
-        return image["bytes"] or read_content(Path(image["path"]))
+        return image["bytes"] or read_picture(Path(image["path"]))
 
 
 def hub_images(

@@ -45,8 +45,7 @@ def open_slice_folder(folder: Path, *, accept_warnings: bool = False) -> Stack:
             problems += [f"{file.name}: {problem}" for problem in error.problems]
     problems += _unequal(files, slices) if len(slices) == len(files) else []
     if problems:
-        rest = [f"and {len(problems) - 2 * _NAMED} more"] if len(problems) > 2 * _NAMED else []
-        raise VolumeError(str(folder), *problems[: 2 * _NAMED], *rest)
+        raise VolumeError(str(folder), *problems)
     rows, columns = slices[0].shape
     warned = [(file.name, one.warnings[0]) for file, one in zip(files, slices, strict=True) if one.warnings]
     if warned:

@@ -144,8 +144,10 @@ def opened(path: Path, *, accept_warnings: bool) -> Iterator[tuple[tifffile.Tiff
             with tifffile.TiffFile(path) as tif:
                 yield tif, warnings
         except VolumeError as error:
-            found = [f"tifffile warns: {warning!r}" for warning in warnings[:1]]
-            raise VolumeError(str(path), *error.problems, *found) from error
+            if not warnings or any("tifffile warns" in problem for problem in error.problems):
+                raise
+            first, *others = error.problems  # the warning is about the same damage, and no problem of its own
+            raise VolumeError(str(path), f"{first} (tifffile warns: {warnings[0]!r})", *others) from error
         except READ_ERRORS as error:
             raise VolumeError(str(path), _reason(error, warnings)) from error
         if warnings and not accept_warnings:

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import SettingsError, nearest
 from data.exits import exit_code, show_bitsandbytes
+from data.strict_yaml import read_yaml_nodes
 from finetune.core.contradictions import DEFAULT, RECIPE, TYPED, Contradiction, ContradictoryError, Origin
 from finetune.core.option_groups import (
     ALIASES,
@@ -246,13 +247,9 @@ def _read_yaml(
     """
     layer = _Layer(name or str(path), rank)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        layer.problems.append(f"{path}: {error.strerror}. Expected a YAML file.")
-    except UnicodeDecodeError as error:
-        layer.problems.append(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.")
-    except yaml.YAMLError as error:
-        layer.problems.append(f"{path}: expected YAML, but {' '.join(str(error).split())}.")
+        root = read_yaml_nodes(path, "a YAML file")
+    except SettingsError as error:
+        layer.problems += [f"{path}: {problem}" for problem in error.problems]
     else:
         pairs = root.value if isinstance(root, yaml.MappingNode) else []
         keys = {key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)}
