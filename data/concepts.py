@@ -162,7 +162,9 @@ def _names_of(content: dict[object, object], key: str, known: Sequence[str], pro
         problems.append(f"{key}: {_found(content, key)}, {example}")
         return ()
     counts = Counter(name for name in names if name in known)
-    problems += [f"{key}: unknown {key[:-1]} {name!r}.{nearest(str(name), known)}" for name in names if name not in known]
+    problems += [
+        f"{key}: unknown {key[:-1]} {name!r}.{nearest(str(name), known)}" for name in names if name not in known
+    ]
     problems += [f"{key}: {name} is listed {count} times. List it once." for name, count in counts.items() if count > 1]
     return tuple(counts)
 

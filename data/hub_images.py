@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data.errors import DataError, SettingsError
 from data.exits import DISK_ERRORS
-from data.image_files import text_problems
+from data.faults import Fault
+from data.gathered_images import GatheredImages
 from data.images import read_picture
+from data.texts import says_nothing, text_problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,11 @@ class HubImage:
     caption: str
     label: str
     group: str = ""
+    lacks: Fault | None = None
+
+    def captioned(self, caption: str) -> Self:
+        """Return the same row under other words."""
+        return replace(self, caption=caption, lacks=None)
 
     def content(self) -> bytes:
         """Return the bytes that the row holds, or those of the file it names."""
@@ -32,14 +39,14 @@ class HubImage:
         return image["bytes"] or read_picture(Path(image["path"]))
 
 
-def hub_images(
+def survey_rows(
     name: str, config: str | None, split: str, image_column: str, caption_column: str, group_column: str | None
-) -> list[HubImage]:
-    """Return the rows of a dataset as pictures; none is decoded.
+) -> GatheredImages:
+    """Return the rows of a dataset as pictures, whatever is wrong with their words; none is decoded.
 
     group_column: text, a class or a whole number, equal in rows that stay on one side of a split; None for none.
     Raises SettingsError for a dataset, split or column that is not there and for a hub that cannot be reached,
-    DataError with every row that cannot be used.
+    DataError for a split without rows.
     """
     import datasets
 
@@ -52,19 +59,24 @@ def hub_images(
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     kind = rows.features[caption_column]
     is_class = isinstance(kind, datasets.ClassLabel)
-    images, problems = [], []
+    images: list[HubImage] = []
+    faults: list[Fault] = []
     for index, (caption, group) in enumerate(zip(rows[caption_column], groups, strict=True)):
         where = f"{split}[{index}]"
-        if caption is None or (is_class and caption < 0) or (not is_class and not caption.strip()):
-            problems.append(f"{where}: has no {caption_column}. Fill it, or leave the row out.")
+        image = HubImage(rows, index, image_column, where, "", "", "" if group is None else str(group))
+        if caption is None or (is_class and caption < 0) or (not is_class and says_nothing(caption)):
+            images.append(
+                replace(
+                    image, lacks=Fault(where, f"has no {caption_column}. Fill it, or leave the row out.", of_one=True)
+                )
+            )
             continue
         text = kind.int2str(caption) if is_class else caption.strip()
-        problems += [f"{where}: {problem}" for problem in text_problems(text, caption_column)]
-        label = text if is_class else ""
-        images.append(HubImage(rows, index, image_column, where, text, label, "" if group is None else str(group)))
-    if problems:
-        raise DataError(name, *problems)
-    return images
+        faults += [Fault(where, problem, of_one=True) for problem in text_problems(text, caption_column)]
+        images.append(replace(image, caption=text, label=text if is_class else ""))
+    if all(image.lacks is not None for image in images):  # a dataset without captions, as a folder may be
+        images = [replace(image, lacks=None) for image in images]
+    return GatheredImages(tuple(images), tuple(faults), frozenset(fault.where for fault in faults))
 
 
 def _load(name: str, config: str | None, split: str) -> Any:

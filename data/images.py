@@ -244,11 +244,9 @@ def _sixteen_bit_tiff(content: bytes, where: str) -> _Picture | None:
         if num_colours != (3 if kind == "RGB" else 1) or page.axes not in ("YX", "YXS", "SYX"):
             raise DataError(where, f"found {num_colours} channels of colour in a {kind} tif. {_COPY_AGAIN}")
         if page.compression not in _COMPRESSIONS:
-            raise DataError(
-                where,
-                f"is compressed as {getattr(page.compression, 'name', page.compression)}, expected one of {', '.join(c.name for c in _COMPRESSIONS)}. "
-                "Save it so.",
-            )
+            found = getattr(page.compression, "name", page.compression)
+            known = ", ".join(each.name for each in _COMPRESSIONS)
+            raise DataError(where, f"is compressed as {found}, expected one of {known}. Save it so.")
         levels = page.asarray(maxworkers=1)
         if page.axes == "SYX":
             levels = np.moveaxis(levels, 0, -1)

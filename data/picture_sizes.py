@@ -112,7 +112,9 @@ def stream_problem(content: bytes) -> str | None:
         return f"is a PNG of more than {_MOST_CHUNKS:,} chunks. Save it anew."
     held, needed = sum(map(len, parts)), _png_bytes(content)
     if needed is not None and held > 2 * needed + (64 << 10):
-        return f"holds {held:,} bytes of compressed pixels, its size asks for {needed:,} before compression. Save it anew."
+        return (
+            f"holds {held:,} bytes of compressed pixels, its size asks for {needed:,} before compression. Save it anew."
+        )
     return None
 
 

@@ -59,7 +59,9 @@ def read_yaml_nodes(path: Path, expected: str, *, most_bytes: int = SMALL) -> ya
         character = error.character if isinstance(error.character, int) else ord(error.character)
         builder.problems.append(f"line {line}: holds the character U+{character:04X}, which YAML forbids. Remove it.")
     except (ValueError, OverflowError) as error:  # "\UFFFFFFFF" is no character; PyYAML (6.0) leaves that to chr()
-        builder.problems.append(f"not readable as YAML: a number or a character in it is out of range ({error}). Correct it.")
+        builder.problems.append(
+            f"not readable as YAML: a number or a character in it is out of range ({error}). Correct it."
+        )
     if builder.problems:
         raise SettingsError(str(path), *builder.problems)
     return builder.root

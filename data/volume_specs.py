@@ -28,7 +28,7 @@ class VolumeSpec:
     path: one tif file, or a folder with one tif file for each slice. planes: plane name -> axis of (Z, Y, X) that its
     slices are cut along. voxel_size_um: (Z, Y, X), or None where the file must say it. window: (low, high) native grey
     values, or None for percentiles. shape: (Z, Y, X), or None. accept_warnings: open files about which the tif reader
-    warns.
+    warns. planes_are_declared: False where nobody said the planes.
     """
 
     state: str
@@ -38,6 +38,7 @@ class VolumeSpec:
     window: tuple[float, float] | None = None
     shape: tuple[int, int, int] | None = None
     accept_warnings: bool = False
+    planes_are_declared: bool = True
 
 
 _Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -106,6 +107,7 @@ def read_volume_specs(data_root: Path) -> dict[str, VolumeSpec]:
             window=entry.window,
             shape=entry.shape,
             accept_warnings=entry.accept_warnings,
+            planes_are_declared=entry.planes is not None,
         )
     return specs
 

@@ -54,7 +54,7 @@ def parse_seeds(text: str) -> list[int]:
         if not 0 <= last - first < MOST_SEEDS or last > LARGEST_SEED or num_listed > MOST_SEEDS:
             raise SettingsError(
                 "--seeds",
-                f"found {part.strip()!r}, expected numbers and ranges, at most {MOST_SEEDS} seeds in all, such as 0-7,12.",
+                f"found {part.strip()!r}, expected numbers and ranges, at most {MOST_SEEDS} in all, such as 0-7,12.",
             )
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)

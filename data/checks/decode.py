@@ -23,7 +23,7 @@ from data.images import decode_image, read_picture
 from data.progress import Progress
 
 if TYPE_CHECKING:
-    from data.image_dataset import EncodedImage
+    from data.gathered_images import EncodedImage
 
 # below both, decoding takes less time than starting processes and opening the cache
 SMALL_WORK_IMAGES = 256

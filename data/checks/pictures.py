@@ -18,7 +18,7 @@ from data.errors import DataError
 from data.images import decode_image, read_picture
 
 if TYPE_CHECKING:
-    from data.image_dataset import EncodedImage
+    from data.gathered_images import EncodedImage
 
 LONG_SIDE_PX = 192  # shown at half of it: sharp on screens with two pixels for one
 _QUALITY = 82

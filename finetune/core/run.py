@@ -24,6 +24,7 @@ from finetune.core import files, hub
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.contradictions import TYPED
 from finetune.core.cost import Meter
+from finetune.core.data_problems import telling_data_problems
 from finetune.core.hardware import require
 from finetune.core.loop import train
 from finetune.core.memory import forecast
@@ -75,7 +76,10 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir, expected.lines())))
         return
     if accelerator.is_main_process:
-        prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
+        with telling_data_problems(settings, accelerator):
+            prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=resume)
+            with RunLock(run_dir):
+                pass  # nobody else is at work there; it is taken for the whole run below
     accelerator.wait_for_everyone()
     with RunLock(run_dir, enabled=accelerator.is_main_process):
         method = build(settings, accelerator)
@@ -86,7 +90,11 @@ def run(settings: Settings, build: Callable[[Settings, Accelerator], Method], *,
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
-            files.write_json_atomic(run_dir / "manifest.json", _manifest(method, settings, store.run_id, accelerator))
+            manifest = _manifest(method, settings, store.run_id, accelerator)
+            files.write_json_atomic(run_dir / "manifest.json", manifest)
+            if skipped := manifest["data"].get("skipped"):
+                lines = "".join(f"{fault['where']}: {fault['reason']}\n" for fault in skipped)
+                files.write_bytes_atomic(run_dir / "skipped.txt", lines.encode("utf-8", "backslashreplace"))
             accelerator.print("\n".join(_plan(method, settings, accelerator, run_dir)))
         if settings.push_to_hub and accelerator.is_main_process:
             hub.create_repository(settings)
