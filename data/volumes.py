@@ -100,9 +100,9 @@ def _no_numbers(voxels: np.ndarray) -> tuple[str, ...]:
         return ()
     num_nan = sum(int(np.isnan(plane).sum()) for plane in voxels)
     num_infinite = sum(int(np.isinf(plane).sum()) for plane in voxels)
-    told = [f"{num_nan:,} voxels are NaN and show as black"] if num_nan else []
-    told += [f"{num_infinite:,} voxels are infinite and show as black or white"] if num_infinite else []
-    return (f"of its {voxels.size:,} voxels, {', '.join(told)}",) if told else ()
+    told = [f"{num_nan:,} are NaN and show as black"] if num_nan else []
+    told += [f"{num_infinite:,} are infinite and show as black or white"] if num_infinite else []
+    return (f"of its {voxels.size:,} voxels {' and '.join(told)}",) if told else ()
 
 
 def plane_notes(volumes: Sequence[Volume]) -> list[str]:

@@ -39,6 +39,8 @@ OTHER: dict[str, Any] = {
     "dataset_config_name": "full",
     "image_column": "picture",
     "caption_column": "caption",
+    "default_caption": "a woven surface",
+    "skip_bad": True,
     "instance_prompt": ["a w17h3r slice"],
     "data_root": "scans",
     "resolution": 128,
