@@ -10,9 +10,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.tif.stacks
-from data.tif.stacks import Stack, map_voxels, open_stack
+from data.tif.stacks import map_voxels, open_stack
 from data.volume_specs import VolumeError
 from tests.tif_variants import (
     BAD,
