@@ -72,14 +72,23 @@ def open_stack(path: Path, *, accept_warnings: bool = False) -> Stack:
         offset = series.dataoffset if _num_channels(series) == 1 else None
         size = tif_voxel_size_um(tif)
         dtype = series.dtype.newbyteorder("=" if offset is None else tif.byteorder)
+        turned = _orientation_note(series.pages[0])
         _probe(tif, series, offset, path)
 
     def slices() -> Iterator[np.ndarray]:
         with opened(path, accept_warnings=accept_warnings) as (tif, _):
             yield from decoded_slices(checked_series(tif, path), path)
 
-    notes = tuple(f"tifffile warns: {warning}" for warning in warnings)
+    notes = (*(f"tifffile warns: {warning}" for warning in warnings), *turned)
     return Stack(path, (path,), (num_z, num_y, num_x), dtype, size, offset, slices, notes)
+
+
+def _orientation_note(page: tifffile.TiffPage) -> tuple[str, ...]:
+    """Return that the slices are to be turned, as their file says, and are not; nothing where it says no such thing."""
+    tag = page.tags.get("Orientation")
+    if tag is None or tag.value == 1:
+        return ()
+    return (f"says Orientation {tag.value}, which is not applied: rows and columns stay as they are stored",)
 
 
 class _Records(logging.Handler):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from data.errors import DataError, OutputError, SettingsError
-from finetune.core.concept_images import needs_captions, open_source
 from finetune.core.settings import ConceptSettings, DdpmSettings, LoopSettings
 from pipelines.base_folders import read_shape
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _RESOLUTION_PX = 64  # where neither the settings nor the base say one
 
@@ -29,6 +30,8 @@ def telling_data_problems(settings: LoopSettings, accelerator: Accelerator) -> I
 
 def _data_problems(settings: LoopSettings, accelerator: Accelerator) -> list[str]:
     """Return what is wrong with a run's images, in sentences; of the base only its configuration is read."""
+    from finetune.core.concept_images import needs_captions, open_source  # diffusers comes with it
+
     if isinstance(settings, ConceptSettings):
         shape = read_shape(settings.pretrained_model_name_or_path, settings.revision)
         side = settings.resolution or shape.resolution or _RESOLUTION_PX

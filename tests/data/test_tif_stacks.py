@@ -141,6 +141,13 @@ def test_a_warning_of_the_reader_refuses_the_file_unless_it_is_accepted(
     assert not caplog.records
 
 
+def test_an_orientation_that_is_not_applied_is_told(tmp_path: Path) -> None:
+    for value, told in ((1, ()), (3, ("says Orientation 3, which is not applied",))):
+        by_tifffile(extratags=[(274, "H", 1, value)])(tmp_path / "a.tif", voxels_of())
+        notes = open_stack(tmp_path / "a.tif").notes
+        assert tuple(note.split(":")[0] for note in notes) == told
+
+
 @pytest.mark.parametrize("name", ["cut ImageJ", "last page lost", "middle page skipped", "page without data"])
 def test_accepted_warnings_leave_the_checks_of_the_structure(name: str, tmp_path: Path) -> None:
     write, words = BAD[name]
