@@ -282,7 +282,11 @@ def _misfits(pipeline: StableDiffusionPipeline, shapes: Mapping[str, tuple[int, 
     if not num_first or num_first != num_second:
         return [f"holds {num_first} first and {num_second} second factors of adapters; expected as many of each."]
     width = pipeline.unet.config.cross_attention_dim
-    trained = {shapes[key][1] for key in shapes if _CROSS_ATTENTION.search(key) and _FIRST.search(key)}
+    trained = {
+        shape[1]
+        for key, shape in shapes.items()
+        if len(shape) > 1 and _CROSS_ATTENTION.search(key) and _FIRST.search(key)
+    }
     if trained and trained != {width}:
         on = ", ".join(f"{dim}{_FAMILIES.get(dim, '')}" for dim in sorted(trained))
         return [f"trained on cross_attention_dim {on}, this model has {width}{_FAMILIES.get(width, '')}."]
