@@ -105,7 +105,10 @@ def from_kohya(source: Path, target: Path, components: Components) -> Path:
             continue
         part, layer, module = named[name]
         if ending == _ALPHA:
-            alphas[part, layer] = float(tensor)
+            if tensor.numel() == 1:
+                alphas[part, layer] = float(tensor)
+            else:
+                misfits.append(key)
             continue
         shaped = _shaped(tensor, _FACTORS[ending], module)
         if shaped is None:
@@ -185,6 +188,8 @@ def _incomplete(layers: Mapping[tuple[str, str], Mapping[Factor, Tensor]]) -> li
         missing = [name for factor, name in _FACTOR_NAMES.items() if factor not in factors]
         if missing:
             problems.append(f"lacks the {' and the '.join(missing)} factor of {part}.{layer}; expected both.")
+        elif any(tensor.ndim < 2 for factor, tensor in factors.items() if factor != "lora_magnitude_vector"):
+            problems.append(f"a factor of {part}.{layer} is no matrix; expected two.")
         elif factors["lora_A"].shape[0] != factors["lora_B"].shape[1]:
             ranks = f"{factors['lora_A'].shape[0]} and {factors['lora_B'].shape[1]}"
             problems.append(f"the two factors of {part}.{layer} have the ranks {ranks}; expected them equal.")
