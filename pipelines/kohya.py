@@ -193,7 +193,7 @@ def _incomplete(layers: Mapping[tuple[str, str], Mapping[Factor, Tensor]]) -> li
         elif factors["lora_A"].shape[0] != factors["lora_B"].shape[1]:
             ranks = f"{factors['lora_A'].shape[0]} and {factors['lora_B'].shape[1]}"
             problems.append(f"the two factors of {part}.{layer} have the ranks {ranks}; expected them equal.")
-    return _shortened(problems)
+    return problems
 
 
 def _mixed_magnitudes(layers: Mapping[tuple[str, str], Mapping[Factor, Tensor]]) -> list[str]:
@@ -301,9 +301,5 @@ def _commonest(values: Iterable[float]) -> float:
 
 
 def _listed(keys: list[str]) -> str:
-    return ", ".join(_shortened(sorted(keys)))
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    hidden = len(lines) - _NUM_LISTED
-    return [*lines[:_NUM_LISTED], *([f"and {hidden} more"] if hidden > 0 else [])]
+    shown = ", ".join(sorted(keys)[:_NUM_LISTED])
+    return shown + (f" and {len(keys) - _NUM_LISTED} more" if len(keys) > _NUM_LISTED else "")

@@ -93,11 +93,11 @@ class Report:
     refused: bool
     overview: Sequence[tuple[str, str]]
     faults: Sequence[Fault] = ()
-    skipped: Sequence[Fault] = ()
     warnings: Sequence[str] = ()
     sections: Sequence[Section] = ()
     ignored: Sequence[str] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Sequence[Fault] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return what check.json holds."""

@@ -237,7 +237,7 @@ def _filled(template: str, fields: Mapping[str, Sequence[str]], where: str, prob
         problems.append(f"{where}: gives {combinations} prompts, expected at most {MOST_PROMPTS}.")
         return []
     longest = len(template) + sum(
-        template.count(f"{{{name}}}") * max(map(len, words)) for name, words in fields.items()
+        template.count(f"{{{name}}}") * max(map(len, words), default=0) for name, words in fields.items()
     )
     if longest > MOST_CHARACTERS:
         problems.append(f"{where}: gives prompts of {longest:,} characters, expected at most {MOST_CHARACTERS:,}.")

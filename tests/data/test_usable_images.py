@@ -75,7 +75,7 @@ def test_the_verdict_on_an_image_does_not_depend_on_the_side_it_would_be_on(fold
         assert checked(source(folder)) == refused
         (problem,) = refused
         assert problem.startswith(f"{number}.")
-        words.add(problem.replace(str(number), "N"))
+        words.add(problem.removeprefix(f"{number}.").replace(f" {number}.", " N."))
         for path in folder.iterdir():
             path.unlink()
         for path, content in before.items():
