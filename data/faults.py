@@ -23,9 +23,9 @@ class Fault:
     reason: str
     of_one: bool = False
 
-    def sentence(self, folder: str = "") -> str:
+    def sentence(self, folder: str) -> str:
         """Return both in one sentence; the place is left out where it is the folder itself."""
-        return self.reason if self.where in ("", folder) else f"{self.where}: {self.reason}"
+        return self.reason if self.where == folder else f"{self.where}: {self.reason}"
 
 
 def sentences(faults: Iterable[Fault], folder: str) -> list[str]:

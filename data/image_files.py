@@ -113,7 +113,7 @@ def survey_folder(folder: Path, caption_key: str = CAPTION_KEY) -> GatheredImage
         ]
     words = _Words(metadata, rows, texts, frozenset() if metadata is not None else _repeated_classes(listing))
     images = [words.image(folder, path) for path in listing.images]
-    faults += _label_faults(dict.fromkeys(image.label for image in images))
+    faults += _label_faults(dict.fromkeys(image.label for image in images), where)
     used = {text.file for text in texts.of.values()} | ({metadata} if metadata else set())
     ignored = [folder / path for path in (*listing.hidden, *listing.others) if path not in used]
     return GatheredImages(
@@ -190,9 +190,9 @@ def _repeat_note(names: frozenset[str]) -> list[str]:
     return [f"repeats     {', '.join(sorted(names))}: the number is not applied; each image is seen once in an epoch"]
 
 
-def _label_faults(labels: Mapping[str, None]) -> list[Fault]:
+def _label_faults(labels: Mapping[str, None], where: str) -> list[Fault]:
     """Return what is wrong with the names of class folders."""
-    faults = [Fault("", problem) for label in labels for problem in text_problems(label, "the name of a folder")]
+    faults = [Fault(where, problem) for label in labels for problem in text_problems(label, "the name of a folder")]
     told = "the name of this folder shows nothing. Rename it."
     return faults + [Fault(ascii(label), told) for label in labels if label and says_nothing(label)]
 

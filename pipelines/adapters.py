@@ -381,6 +381,15 @@ def _left_out(pipeline: StableDiffusionPipeline, adapter_name: str, keys: Iterab
         )
         if found != expected:
             problems.append(f"{what} {expected} layers, of which {found} found their place in the model.")
+    # a factor that no tensor of the file has filled has no numbers
+    unfilled = [
+        f"{part}.{name.replace(f'.{adapter_name}', '')}"
+        for part, module in _adaptable(pipeline).items()
+        for name, parameter in module.named_parameters()
+        if f".{adapter_name}." in name and parameter.is_meta
+    ]
+    if unfilled:
+        problems.append(f"lacks {len(unfilled)} factors of the layers that it adapts: {some(unfilled)}.")
     return problems
 
 
