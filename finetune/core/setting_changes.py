@@ -80,7 +80,8 @@ def refuse_changes(settings_file: Path, new: OptimiseSettings, num_processes: tu
     try:
         old = read_yaml(settings_file, "the settings of the run to resume")
     except SettingsError as error:
-        raise OutputError(error.where, *error.problems) from error
+        told = [f"the settings of the run to resume: {problem}" for problem in error.problems]
+        raise OutputError(error.where, *told) from error
     if not isinstance(old, dict):
         raise OutputError(str(settings_file), f"found {old!r}, expected the settings of the run to resume.")
     refused = changed_settings(old, new).refused
