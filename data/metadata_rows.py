@@ -77,9 +77,9 @@ class _Reader:
     def _kept(self, number: int, found: Mapping[str, Any], where: str) -> list[str]:
         """Keep the row where it is right; return what is wrong with it."""
         name = _name(found.get("file_name"))
-        path = None if name is None else self._metadata.parent / name
         problems = _problems(found, self._key)
-        if path is not None:
+        if name is not None:
+            path = self._metadata.parent / name
             if path in self._texts:
                 before, text = self._texts[path]
                 is_same = text == found.get(self._key)

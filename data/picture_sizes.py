@@ -127,6 +127,7 @@ def inflated_problem(content: bytes) -> str | None:
     if needed is None:
         return None
     stream, left, parts = zlib.decompressobj(), needed, _png_data(content)[0]
+    part: bytes | memoryview
     try:
         for part in parts:
             while part and left >= 0 and not stream.eof:

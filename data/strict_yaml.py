@@ -112,12 +112,12 @@ class _Builder:
 
     def take(self, event: yaml.Event) -> None:
         """Take the next event. Raises _TooMuchError where it is better to stop."""
-        mark = event.start_mark
+        mark, end = _marks(event)
         if isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
             raise _TooMuchError(f"line {mark.line + 1}: a second document begins there. Keep one in a file.")
         if isinstance(event, yaml.AliasEvent):
             self.tell(mark, f"*{event.anchor} is an alias, which is not read. Write out what it stands for.")
-            self._add(yaml.ScalarNode(f"{_TAG}null", "", mark, event.end_mark))
+            self._add(yaml.ScalarNode(f"{_TAG}null", "", mark, end))
         elif isinstance(event, yaml.ScalarEvent):
             self._refuse_tag(event)
             self._add(self._scalar(event))
@@ -129,7 +129,7 @@ class _Builder:
                 )
             is_list = isinstance(event, yaml.SequenceStartEvent)
             node = (yaml.SequenceNode if is_list else yaml.MappingNode)(
-                f"{_TAG}{'seq' if is_list else 'map'}", [], mark, event.end_mark
+                f"{_TAG}{'seq' if is_list else 'map'}", [], mark, end
             )
             self._open.append(node)
             self._keys.append(None)
@@ -156,7 +156,7 @@ class _Builder:
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             self.tell(event.start_mark, "a text with a NUL or half a character (\\0, \\ud800). Write it anew.")
             text = ""
-        return yaml.ScalarNode(f"{_TAG}{kind}", text, event.start_mark, event.end_mark, style=event.style)
+        return yaml.ScalarNode(f"{_TAG}{kind}", text, *_marks(event), style=event.style)
 
     def _add(self, node: yaml.Node) -> None:
         """Put a whole node where it belongs: into the list or mapping that is open, or at the top."""
@@ -187,6 +187,11 @@ class _Builder:
             self.tell(node.start_mark, f"{node.value}: stands there twice, first in line {first}. Keep one of the two.")
         self._seen[-1].setdefault(value, line)
         return node
+
+
+def _marks(event: yaml.Event) -> tuple[Any, Any]:
+    """Return where an event begins and ends; a parser of text always says both."""
+    return event.start_mark, event.end_mark
 
 
 def _value(node: yaml.Node) -> Any:
