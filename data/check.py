@@ -76,6 +76,9 @@ def _source(arguments: argparse.Namespace) -> ImageSource:
         split_by=arguments.split_by,
         dtd_split=arguments.dtd_split,
         allow_outside_files=arguments.allow_outside_files,
+        default_caption=arguments.default_caption,
+        needs_captions=len(arguments.instance_prompt) != 1,
+        skip_bad=arguments.skip_bad,
     )
     refuse_unused(source, _changed(arguments))
     return source
@@ -117,9 +120,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.dataset_name is None:
         problems += [
             f"--{name}: belongs to --dataset_name, which is not given. Leave it out."
-            for name in ("dataset_config_name", "image_column", "caption_column", "group_column")
+            for name in ("dataset_config_name", "image_column", "group_column")
             if name in changed
         ]
+        if arguments.train_data_dir is None and "caption_column" in changed:
+            problems.append("--caption_column: belongs to --dataset_name or --train_data_dir. Leave it out.")
     if problems:
         raise SettingsError("settings of check", *problems)
     return arguments
@@ -140,7 +145,14 @@ def _parser() -> Parser:
     add("--data_root", type=Path, help=f"folder of the volumes and of dtd/; {DATA_VARIABLE} can set it")
     add("--dataset_config_name", help="configuration of --dataset_name")
     add("--image_column", default="image", help="column of images of --dataset_name (default: image)")
-    add("--caption_column", default="text", help="column of captions of --dataset_name (default: text)")
+    add(
+        "--caption_column",
+        default="text",
+        help="column of captions of --dataset_name, or key of captions in metadata.jsonl (default: text)",
+    )
+    add("--default_caption", help="caption of images that have none (default: they are refused)")
+    add("--instance_prompt", nargs="+", default=(), help="prompt in place of the captions, as in training")
+    add("--skip_bad", action="store_true", help="leave out images that cannot be used, and list them")
     add("--group_column", help="column of --dataset_name that is equal in rows that must not be split")
     add("--resolution", type=at_least(8), default=RESOLUTION, help=f"side of the images in px (default: {RESOLUTION})")
     add("--um_per_px", type=above_zero, help="micrometres per pixel of slices (default: the voxel size)")

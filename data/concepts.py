@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from data.captions import STATES, cell_caption
 from data.dtd import CLASSES
 from data.errors import SettingsError, nearest
+from data.strict_yaml import read_yaml
 from data.volume_specs import PLANES
 
 CONCEPTS = Path(__file__).resolve().parents[1] / "configs" / "concepts"
@@ -147,25 +146,10 @@ def _read_concept(name: str, folder: Path) -> Concept:
 
 def _read_mapping(path: Path) -> dict[object, object]:
     """Return the mapping of keys to values that a YAML file holds; raise SettingsError for any other file."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise SettingsError(str(path), f"cannot be read: {error.strerror}. Check the file and its rights.") from error
-    except UnicodeDecodeError as error:
-        message = f"byte {error.start} is not UTF-8 text. Save the file as UTF-8."
-        raise SettingsError(str(path), message) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
-        message = f"not readable as YAML: {' '.join(str(error).split())}. Correct the syntax there."
-        raise SettingsError(str(path), message) from error
+    content = read_yaml(path, f"the keys {', '.join(_KEYS)}")
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise SettingsError(str(path), f"found {found}, expected the keys {', '.join(_KEYS)}. See the other concepts.")
-    assert isinstance(node, yaml.MappingNode)
-    repeated = [key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1]
-    if repeated:  # yaml would silently keep the last
-        raise SettingsError(str(path), *[f"{key}: stands there twice. Keep one of the two." for key in repeated])
     return content
 
 
@@ -177,12 +161,12 @@ def _names_of(content: dict[object, object], key: str, known: Sequence[str], pro
     if not isinstance(names, list) or not names:
         problems.append(f"{key}: {_found(content, key)}, {example}")
         return ()
-    for name in names:
-        if name not in known:
-            problems.append(f"{key}: unknown {key[:-1]} {name!r}.{nearest(str(name), known)}")
-        elif names.count(name) > 1:
-            problems.append(f"{key}: {name} is listed {names.count(name)} times. List it once.")
-    return tuple(dict.fromkeys(name for name in names if name in known))
+    counts = Counter(name for name in names if name in known)
+    problems += [
+        f"{key}: unknown {key[:-1]} {name!r}.{nearest(str(name), known)}" for name in names if name not in known
+    ]
+    problems += [f"{key}: {name} is listed {count} times. List it once." for name, count in counts.items() if count > 1]
+    return tuple(counts)
 
 
 def _found(content: dict[object, object], key: str) -> str:

@@ -29,7 +29,7 @@ from data.slices import (
 from data.splits import BlockSplit, split_volume, whole_block
 from data.transforms import allowed_flips, crop, tile_origins, to_model_range
 from data.volume_specs import read_volume_specs
-from data.volumes import Volume, open_volume
+from data.volumes import Volume, open_volume, plane_notes
 from data.whole_images import WholeImage, WholeImages
 
 
@@ -139,13 +139,18 @@ class SliceDataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Scale, blank slices, splits, how many independent slices there are, and buckets, in lines."""
+        """Scale, undeclared planes, blank slices, splits, how many independent slices there are, buckets, in lines."""
         return (
             f"scale       {self.cells[0].training.scale}, for every plane and state",
+            *(f"planes      {note}" for note in plane_notes(self._volumes)),
             *blank_notes(self.cells),
             *split_notes(self.cells),
             *filter(None, [bucket_note(self._order, self._ends[-1], self.resolution)]),
         )
+
+    @property
+    def _volumes(self) -> list[Volume]:
+        return list({cell.cell.state: cell.training.volume for cell in self.cells}.values())
 
     def sample(self, position: int) -> Sample:
         """Return the sample at a position of the run, 0, 1, 2, ... over all epochs."""

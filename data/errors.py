@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_SHOWN = 100  # problems of one place that a message shows; it counts all
+
 
 class FilrougeError(Exception):
     """All the problems found in one place, reported together.
@@ -26,7 +28,9 @@ class FilrougeError(Exception):
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return f"{self.where}: {self.problems[0]}"
-        return "\n  ".join([f"{self.where}: {len(self.problems)} problems", *self.problems])
+        rest = len(self.problems) - MOST_SHOWN
+        more = [f"and {rest} more"] if rest > 0 else []
+        return "\n  ".join([f"{self.where}: {len(self.problems)} problems", *self.problems[:MOST_SHOWN], *more])
 
 
 class SettingsError(FilrougeError):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data.errors import DataError, SettingsError
 from data.exits import DISK_ERRORS
-from data.image_files import text_problems
-from data.images import read_content
+from data.faults import Fault
+from data.gathered_images import GatheredImages
+from data.images import read_picture
 from data.outside_files import refuse_row_outside
+from data.texts import says_nothing, text_problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,11 @@ class HubImage:
     label: str
     group: str = ""
     folders: tuple[Path, ...] | None = None
+    lacks: Fault | None = None
+
+    def captioned(self, caption: str) -> Self:
+        """Return the same row under other words."""
+        return replace(self, caption=caption, lacks=None)
 
     def content(self) -> bytes:
         """Return the bytes that the row holds, or those of the file it names."""
@@ -36,10 +43,10 @@ class HubImage:
             raise DataError(self.name, f"has no image in the column {self.column}. Fill it, or leave the row out.")
         if not image["bytes"] and self.folders is not None:
             refuse_row_outside(self.name, Path(image["path"]), self.folders)
-        return image["bytes"] or read_content(Path(image["path"]))
+        return image["bytes"] or read_picture(Path(image["path"]))
 
 
-def hub_images(
+def survey_rows(
     name: str,
     config: str | None,
     split: str,
@@ -48,13 +55,13 @@ def hub_images(
     group_column: str | None,
     *,
     allow_outside_files: bool = False,
-) -> list[HubImage]:
-    """Return the rows of a dataset as pictures; none is decoded.
+) -> GatheredImages:
+    """Return the rows of a dataset as pictures, whatever is wrong with their words; none is decoded.
 
     allow_outside_files: whether a row may name a file that is no part of the dataset.
     group_column: text, a class or a whole number, equal in rows that stay on one side of a split; None for none.
     Raises SettingsError for a dataset, split or column that is not there and for a hub that cannot be reached,
-    DataError with every row that cannot be used.
+    DataError for a split without rows.
     """
     import datasets
 
@@ -68,20 +75,25 @@ def hub_images(
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     kind = rows.features[caption_column]
     is_class = isinstance(kind, datasets.ClassLabel)
-    images, problems = [], []
+    images: list[HubImage] = []
+    faults: list[Fault] = []
     for index, (caption, group) in enumerate(zip(rows[caption_column], groups, strict=True)):
         where = f"{split}[{index}]"
-        if caption is None or (is_class and caption < 0) or (not is_class and not caption.strip()):
-            problems.append(f"{where}: has no {caption_column}. Fill it, or leave the row out.")
+        of_group = "" if group is None else str(group)
+        image = HubImage(rows, index, image_column, where, "", "", of_group, folders)
+        if caption is None or (is_class and caption < 0) or (not is_class and says_nothing(caption)):
+            images.append(
+                replace(
+                    image, lacks=Fault(where, f"has no {caption_column}. Fill it, or leave the row out.", of_one=True)
+                )
+            )
             continue
         text = kind.int2str(caption) if is_class else caption.strip()
-        problems += [f"{where}: {problem}" for problem in text_problems(text, caption_column)]
-        label = text if is_class else ""
-        of_group = "" if group is None else str(group)
-        images.append(HubImage(rows, index, image_column, where, text, label, of_group, folders))
-    if problems:
-        raise DataError(name, *problems)
-    return images
+        faults += [Fault(where, problem, of_one=True) for problem in text_problems(text, caption_column)]
+        images.append(replace(image, caption=text, label=text if is_class else ""))
+    if all(image.lacks is not None for image in images):  # a dataset without captions, as a folder may be
+        images = [replace(image, lacks=None) for image in images]
+    return GatheredImages(tuple(images), tuple(faults), frozenset(fault.where for fault in faults))
 
 
 def _folders(name: str) -> tuple[Path, ...]:

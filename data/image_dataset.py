@@ -2,114 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data.aspect_buckets import BucketedOrder, Shape, bucket_of, bucket_shapes, covering_short_side
-from data.checks.decode import Refused, decode_images
 from data.crops import Crops, bucket_note, count_problems, refuse_settings
 from data.dataset import Sample
 from data.errors import DataError, SettingsError
-from data.hub_images import hub_images
-from data.image_files import read_folder
+from data.faults import Fault, sentences
+from data.gathered_images import EncodedImage, GatheredImages, group_note
+from data.hub_images import survey_rows
+from data.image_files import survey_folder
 from data.image_splits import SplitBy, split_group, split_images
-from data.images import MAX_PIXELS, WHITE, decode_image, resized, resized_shape
+from data.images import WHITE, decode_image, resized
+from data.metadata_rows import CAPTION_KEY
 from data.slices import evenly_spaced
 from data.transforms import Flip, center_crop_origin, crop
+from data.usable_images import (
+    OWN_CAPTIONS,
+    CaptionPolicy,
+    CheckedImage,
+    UsableImages,
+    check_images,
+    find_usable,
+    size_faults,
+)
 from data.whole_images import WholeImage, WholeImages
 
 CACHE_BYTES = 2**30  # of resized images that a process keeps; further ones are decoded anew each time
 _Item = TypeVar("_Item")
+NO_CAPTIONS = (
+    "no image has a caption. Give one prompt for all (--instance_prompt), or captions beside the images (NAME.txt, "
+    "metadata.jsonl, or a folder for each class)."
+)
 _FLIPS: tuple[Flip, ...] = ("left-right",)
-
-
-class EncodedImage(Protocol):
-    """A picture as it was encoded, wherever it is kept, with its words."""
-
-    @property
-    def name(self) -> str:
-        """What reports and errors call it."""
-
-    @property
-    def caption(self) -> str:
-        """Its words; "" for none."""
-
-    @property
-    def label(self) -> str:
-        """The name of its class; "" for none."""
-
-    @property
-    def group(self) -> str:
-        """What it has in common with those that a split keeps on its side; "" for nothing."""
-
-    def content(self) -> bytes:
-        """Return its bytes. Raises DataError for a picture that cannot be reached."""
-
-
-@dataclass(frozen=True)
-class CheckedImage:
-    """A picture that was decoded once without complaint: its content, and its size upright, in px (row, column)."""
-
-    source: EncodedImage
-    sha256: str
-    shape_px: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        """What reports and errors call it."""
-        return self.source.name
-
-    @property
-    def caption(self) -> str:
-        """Its words; "" for none."""
-        return self.source.caption
-
-    @property
-    def label(self) -> str:
-        """The name of its class; "" for none."""
-        return self.source.label
-
-    @property
-    def group(self) -> str:
-        """What it has in common with those that a split keeps on its side; "" for nothing."""
-        return self.source.group
-
-    def content(self) -> bytes:
-        """Return its bytes. Raises DataError where they are no longer those that were checked."""
-        content = self.source.content()
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise DataError(self.name, "has changed since it was checked. Restore it, or start anew with it.")
-        return content
-
-
-def check_images(sources: Sequence[EncodedImage]) -> list[CheckedImage]:
-    """Return the pictures after decoding each of them whole; one that was checked before is not decoded again.
-
-    See `data.checks.decode.decode_images`: in parallel, and kept in a cache by content.
-    Raises DataError that names every picture that cannot be used, and why.
-    """
-    unchecked = [source for source in sources if not isinstance(source, CheckedImage)]
-    outcomes = iter(decode_images(unchecked))
-    checked: list[CheckedImage] = []
-    problems: list[str] = []
-    for source in sources:
-        if isinstance(source, CheckedImage):
-            checked.append(source)
-            continue
-        outcome = next(outcomes)
-        if isinstance(outcome, Refused):
-            problems += [f"{source.name}: {problem}" for problem in outcome.problems]
-        else:
-            checked.append(CheckedImage(source, outcome.sha256, outcome.shape_px))
-    if problems:
-        raise DataError(f"{len(problems)} of {len(sources)} images cannot be used", *problems)
-    return checked
 
 
 class ImageDataset:
@@ -128,10 +58,12 @@ class ImageDataset:
         name: str = "images",
         split: str = "as given",
         remarks: Sequence[str] = (),
+        skipped: Sequence[Fault] = (),
     ) -> None:
         """held_out may be empty; training images of the same content as one of them are left out, and counted.
 
-        split: how the sides were chosen, in words. remarks: lines that `notes` begins with.
+        split: how the sides were chosen, in words. remarks: lines that `notes` begins with. skipped: why images that
+        cannot be used were left out, where that was asked for.
         Raises DataError for images that cannot be decoded, SettingsError for values out of range.
         """
         assert training, "a dataset has at least one image"
@@ -143,10 +75,11 @@ class ImageDataset:
         self.num_withheld = len(training) - len(self.training)
         if not self.training:
             raise DataError(name, "every training image is held out too, under the same or another name.")
-        problems = [problem for image in checked for problem in _size_problems(image, crops.resolution)]
-        if problems:
-            raise DataError("images too large at this resolution", *problems)
+        too_large = [fault for image in checked for fault in size_faults(image, image.shape_px, crops.resolution)]
+        if too_large:
+            raise DataError("images too large at this resolution", *sentences(too_large, name))
         self.crops, self.name, self.split, self.remarks = crops, name, split, tuple(remarks)
+        self.skipped = tuple(skipped)
         shapes = (crops.square,) if crops.bucket_batch is None else bucket_shapes(crops.resolution)
         self._shapes = [bucket_of(image.shape_px, shapes) for image in self.training]
         self._order = crops.order(self._shapes)
@@ -195,6 +128,7 @@ class ImageDataset:
         withheld = f", {self.num_withheld} training images left out as copies of held-out ones"
         notes = [
             *self.remarks,
+            *_skipped_note(self.skipped),
             f"split       {self.split}: {len(self.training)} images are trained on, {len(self.held_out)} held out"
             + (withheld if self.num_withheld else ""),
             bucket_note(self._order, len(self.training), self.resolution),
@@ -258,6 +192,11 @@ class ImageDataset:
             "labels": {label: {side: counts[side][label] for side in counts} for label in labels},
             "training": [_image_manifest(image) for image in self.training],
             "held_out": [_image_manifest(image) for image in self.held_out],
+            **(
+                {"skipped": [{"where": fault.where, "reason": fault.reason} for fault in self.skipped]}
+                if self.skipped
+                else {}
+            ),
         }
 
     def _pixels(self, image: CheckedImage, shape: Shape) -> np.ndarray:
@@ -292,32 +231,37 @@ def build_image_dataset(
     folder: Path,
     crops: Crops,
     *,
+    caption_key: str = CAPTION_KEY,
+    captions: CaptionPolicy = OWN_CAPTIONS,
+    skip_bad: bool = False,
     images_per_class: int | None = None,
     held_out_fraction: float = 0.2,
     split_by: SplitBy = "group",
 ) -> ImageDataset:
-    """Return the pictures of a folder as training data; its layouts are those of `image_files.read_folder`.
+    """Return the pictures of a folder as training data; its layouts are those of `image_files.survey_folder`.
 
-    images_per_class: at most so many training images of each class, evenly spaced. held_out_fraction: see
-    `split_images`. split_by: what stays whole on one side of the split: the images of a `group` of metadata.jsonl
-    (each image, where none is named), of the folder they lie in, or of a label.
+    caption_key: of metadata.jsonl. captions: what becomes of pictures without one. skip_bad: leave out what cannot be
+    used, and keep a list of it, instead of refusing all. images_per_class: at most so many training images of each
+    class, evenly spaced. held_out_fraction: see `split_images`. split_by: what stays whole on one side of the split:
+    the images of a `group` of metadata.jsonl (each image, where none is named), of the folder they lie in, or of a
+    label.
     Raises DataError with every picture or caption that cannot be used, SettingsError for values out of range.
     """
     refuse_settings(crops, *count_problems(images_per_class), *_fraction_problems(held_out_fraction))
-    found = read_folder(folder)
-    skipped = [path.relative_to(folder).as_posix() for path in found.skipped]
+    found = survey_folder(folder, caption_key)
+    ignored = [path.relative_to(folder).as_posix() for path in found.ignored]
+    remark = f"ignored     files that are neither images nor captions ({len(ignored)}): {some(ignored)}"
     return _split_dataset(
-        found.images,
+        found,
         crops,
-        [split_group(image, split_by) for image in found.images],
+        captions,
+        skip_bad=skip_bad,
         where=str(folder),
         name=folder.resolve().name,
         split_by=split_by,
         images_per_class=images_per_class,
         held_out_fraction=held_out_fraction,
-        remarks=[f"ignored     files that are neither images nor captions ({len(skipped)}): {some(skipped)}"]
-        if skipped
-        else [],
+        remarks=[remark] if ignored else [],
     )
 
 
@@ -330,6 +274,8 @@ def build_hub_dataset(
     image_column: str,
     caption_column: str,
     group_column: str | None = None,
+    captions: CaptionPolicy = OWN_CAPTIONS,
+    skip_bad: bool = False,
     images_per_class: int | None = None,
     held_out_fraction: float = 0.2,
     split_by: SplitBy = "group",
@@ -347,11 +293,11 @@ def build_hub_dataset(
     refuse_settings(crops, *count_problems(images_per_class), *_fraction_problems(held_out_fraction))
     assert split_by != "folder", "rows have no folder"
     columns = image_column, caption_column, group_column
-    images = hub_images(name, config, split, *columns, allow_outside_files=allow_outside_files)
     return _split_dataset(
-        images,
+        survey_rows(name, config, split, *columns, allow_outside_files=allow_outside_files),
         crops,
-        [split_group(image, split_by) for image in images],
+        captions,
+        skip_bad=skip_bad,
         where=f"{name} ({split})",
         name=name if config is None else f"{name} {config}",
         split_by=split_by,
@@ -361,10 +307,11 @@ def build_hub_dataset(
 
 
 def _split_dataset(
-    sources: Sequence[EncodedImage],
+    gathered: GatheredImages,
     crops: Crops,
-    groups: Sequence[str],
+    captions: CaptionPolicy,
     *,
+    skip_bad: bool,
     where: str,
     name: str,
     split_by: SplitBy,
@@ -373,17 +320,16 @@ def _split_dataset(
     remarks: Sequence[str] = (),
 ) -> ImageDataset:
     """Return the pictures, at most images_per_class of each label on the training side, and a split by groups."""
+    found = find_usable(gathered, captions, crops.resolution)
+    refuse_faults(found, where, skip_bad=skip_bad, needs_captions=captions.needed)
+    groups = [split_group(image, split_by) for image in found.images]
     if split_by != "group" and len(set(groups)) < 2:
         raise SettingsError(
             f"--split_by {split_by}",
             f"all images of {where} have the same {split_by}, so that none could be held out. Leave it out.",
         )
-    try:
-        checked = check_images(sources)
-    except DataError as error:
-        raise DataError(f"{where}: {error.where}", *error.problems) from error
     # a whole folder or label on one side leaves no share of each label to hold out
-    training, held_out = split_images(checked, held_out_fraction, groups, by_label=split_by == "group")
+    training, held_out = split_images(found.images, held_out_fraction, groups, by_label=split_by == "group")
     if images_per_class is not None:
         kept = {
             id(image)
@@ -393,24 +339,41 @@ def _split_dataset(
         training = [image for image in training if id(image) in kept]
     num_groups = len(set(groups) - {""})
     by_what = f"by {split_by}, {num_groups} of them" if num_groups else "each image by itself, equal ones together"
-    return ImageDataset(training, held_out, crops, name=name, split=f"random, {by_what}", remarks=remarks)
+    told = [*remarks, *gathered.notes, *(group_note(found.images) if split_by == "group" else [])]
+    if found.num_filled:
+        told.append(
+            f"captions    {found.num_filled} of {len(found.images)} images have none of their own, and take "
+            f"--default_caption {captions.default!r}"
+        )
+    skipped = found.faults if skip_bad else ()
+    return ImageDataset(training, held_out, crops, name=name, split=f"random, {by_what}", remarks=told, skipped=skipped)
+
+
+def refuse_faults(found: UsableImages, where: str, *, skip_bad: bool, needs_captions: bool) -> None:
+    """Raise DataError with everything that is wrong."""
+    faults = found.refused(skip_bad=skip_bad)
+    if not faults:
+        return
+    problems = sentences(faults, where)
+    if needs_captions and found.is_uncaptioned:
+        problems.append(NO_CAPTIONS)
+    num_refused = found.num_found - len(found.images)
+    raise DataError(
+        f"{where}: {num_refused} of {found.num_found} images cannot be used" if num_refused else where, *problems
+    )
+
+
+def _skipped_note(skipped: Sequence[Fault]) -> list[str]:
+    if not skipped:
+        return []
+    names = list(dict.fromkeys(fault.where for fault in skipped))
+    return [f"skipped     {len(names)} that cannot be used, as --skip_bad asks: {some(names)}"]
 
 
 def _fraction_problems(held_out_fraction: float) -> list[str]:
     if 0 <= held_out_fraction < 1:
         return []
     return [f"--held_out_fraction: found {held_out_fraction}, expected 0 to less than 1."]
-
-
-def _size_problems(image: CheckedImage, resolution: int) -> list[str]:
-    """Return what to tell the user of a long strip: with its short side at the resolution it fills the memory."""
-    rows, columns = resized_shape(image.shape_px, resolution)
-    if rows * columns <= MAX_PIXELS:
-        return []
-    return [
-        f"{image.name}: its {image.shape_px[0]} x {image.shape_px[1]} px would become {rows} x {columns} px at "
-        f"--resolution {resolution}, at most {MAX_PIXELS:,} pixels are allowed. Cut it into shorter pieces."
-    ]
 
 
 def some(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import tifffile
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data.errors import DataError
+from data.picture_sizes import declared_size, file_problem, inflated_problem, size_problem, stream_problem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 1 GiB as float32 RGB
@@ -39,6 +40,16 @@ _READ_ERRORS = (
     zlib.error,
 )
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# of tifs of 16 bits; others hold whole pictures, of any size, inside a page
+_COMPRESSIONS = (
+    tifffile.COMPRESSION.NONE,
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.ADOBE_DEFLATE,
+    tifffile.COMPRESSION.DEFLATE,
+    tifffile.COMPRESSION.PACKBITS,
+    tifffile.COMPRESSION.ZSTD,
+    tifffile.COMPRESSION.LZMA,
+)
 _PNG_DEPTH = 24  # the byte of a PNG that holds its bits per channel
 _COPY_AGAIN = "The file is damaged or incomplete: copy it again from its source."
 
@@ -50,7 +61,21 @@ def read_image(path: Path, background: tuple[int, int, int] = WHITE) -> np.ndarr
     255, 16 bits by 65535. Transparent pixels lie on the background, which is RGB of 0 to 255.
     Raises DataError with the file and the reason for anything else.
     """
-    return decode_image(read_content(path), str(path), background)
+    return decode_image(read_picture(path), str(path), background)
+
+
+def read_picture(path: Path) -> bytes:
+    """Return the bytes of the file of a picture.
+
+    Raises DataError for one that is missing, empty, cannot be read, or has more bytes than its size can ask for.
+    """
+    try:
+        problem = file_problem(path, path.stat().st_size, MAX_PIXELS) if path.is_file() else None
+    except OSError:
+        problem = None  # told when it is read
+    if problem is not None:
+        raise DataError(str(path), problem)
+    return read_content(path)
 
 
 def read_content(path: Path) -> bytes:
@@ -73,6 +98,9 @@ def decode_image(content: bytes, where: str, background: tuple[int, int, int] = 
     """Return a picture from the bytes of its file; see `read_image`. where: what an error calls the file."""
     if not content:
         raise DataError(where, f"found no bytes, expected an image. {_COPY_AGAIN}")
+    problem = size_problem(declared_size(content), len(content), MAX_PIXELS) or stream_problem(content)
+    if problem is not None:
+        raise DataError(where, problem)
     try:
         if content.startswith(_TIFF_STARTS) and (sixteen_bit := _sixteen_bit_tiff(content, where)) is not None:
             return sixteen_bit.on(background)
@@ -167,6 +195,8 @@ def _levels(image: Image.Image, content: bytes, where: str) -> np.ndarray:
         # Pillow keeps 8 of the 16 bits of colour, and misreads the transparent grey of 2 and 4 bits
         grey_transparency = image.mode in ("1", "L") and "transparency" in image.info
         if content[_PNG_DEPTH] == 16 or grey_transparency:
+            if (problem := inflated_problem(content)) is not None:
+                raise DataError(where, problem)
             return imagecodecs.png_decode(content)
     if image.mode in ("CMYK", "YCbCr"):
         return np.asarray(image.convert("RGB"))
@@ -213,7 +243,11 @@ def _sixteen_bit_tiff(content: bytes, where: str) -> _Picture | None:
         num_colours = page.samplesperpixel - len(extra)
         if num_colours != (3 if kind == "RGB" else 1) or page.axes not in ("YX", "YXS", "SYX"):
             raise DataError(where, f"found {num_colours} channels of colour in a {kind} tif. {_COPY_AGAIN}")
-        levels = page.asarray()
+        if page.compression not in _COMPRESSIONS:
+            found = getattr(page.compression, "name", page.compression)
+            known = ", ".join(each.name for each in _COMPRESSIONS)
+            raise DataError(where, f"is compressed as {found}, expected one of {known}. Save it so.")
+        levels = page.asarray(maxworkers=1)
         if page.axes == "SYX":
             levels = np.moveaxis(levels, 0, -1)
         if kind == "MINISWHITE":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.concepts import CONCEPTS, load_concept, texture_caption
+from data.concepts import CONCEPTS, load_concept
 from data.crops import Crops
 from data.dataset import SliceDataset, build_slice_dataset
 from data.errors import SettingsError
@@ -17,9 +17,8 @@ from data.outside_files import refuse_links_out
 from data.volume_specs import read_volume_specs
 
 if TYPE_CHECKING:
-    from data.dtd import DtdSplit
     from data.image_dataset import ImageDataset
-    from data.image_files import ImageFile
+    from data.usable_images import CaptionPolicy
 
 TEXTURE_NOUN = "texture"  # of images that no concept file describes
 
@@ -29,7 +28,9 @@ class ImageSource:
     """Everything that says which images a run sees, and how they are cut; a manifest keeps it to open them again.
 
     One of concept, train_data_dir and dataset_name is given. data_root: the folder of the volumes and of dtd/.
-    bucket_batch: see `Crops`. allow_outside_files: take files that links or rows lead to outside of the data's folder.
+    caption_column: of a dataset's rows, or the key in the metadata.jsonl of a folder. bucket_batch: see `Crops`.
+    default_caption, needs_captions: see `CaptionPolicy`. skip_bad: leave out images that cannot be used.
+    allow_outside_files: take files that links or rows lead to outside of the data's folder.
     What has a default may be missing in a manifest.
     """
 
@@ -54,6 +55,16 @@ class ImageSource:
     split_by: SplitBy = "group"
     group_column: str | None = None
     allow_outside_files: bool = False
+    default_caption: str | None = None
+    needs_captions: bool = True
+    skip_bad: bool = False
+
+    @property
+    def captions(self) -> CaptionPolicy:
+        """What becomes of images without a caption, where others have one."""
+        from data.usable_images import CaptionPolicy
+
+        return CaptionPolicy(self.default_caption, self.needs_captions)
 
     @property
     def class_noun(self) -> str:
@@ -116,6 +127,8 @@ class ImageSource:
                 image_column=self.image_column,
                 caption_column=self.caption_column,
                 group_column=self.group_column,
+                captions=self.captions,
+                skip_bad=self.skip_bad,
                 images_per_class=self.images_per_class,
                 held_out_fraction=self.held_out_fraction,
                 split_by=self.split_by,
@@ -127,6 +140,9 @@ class ImageSource:
             return build_image_dataset(
                 self.train_data_dir,
                 self.crops,
+                caption_key=self.caption_column,
+                captions=self.captions,
+                skip_bad=self.skip_bad,
                 images_per_class=self.images_per_class,
                 held_out_fraction=self.held_out_fraction,
                 split_by=self.split_by,
@@ -135,7 +151,16 @@ class ImageSource:
         assert self.data_root is not None, "a concept is cut from the data in a folder"
         concept = load_concept(self.concept, CONCEPTS)
         if concept.textures:
-            return self._textures(self.data_root, concept.textures)
+            from data.dtd_images import build_texture_dataset
+
+            return build_texture_dataset(
+                self.data_root,
+                concept.textures,
+                self.dtd_split,
+                self.crops,
+                images_per_class=self.images_per_class,
+                skip_bad=self.skip_bad,
+            )
         return build_slice_dataset(
             concept,
             self.data_root,
@@ -145,46 +170,6 @@ class ImageSource:
             images_per_class=self.images_per_class,
             held_out_fraction=self.held_out_fraction,
         )
-
-    def _textures(self, folder: Path, classes: tuple[str, ...]) -> ImageDataset:
-        """Return classes of DTD in one of its official splits: train and val to train on, test held out."""
-        from data.dtd import read_dtd
-        from data.image_dataset import ImageDataset
-
-        split = read_dtd(folder, classes, self.dtd_split)
-        return ImageDataset(
-            _texture_files(split.training, classes, folder, self.images_per_class),
-            _texture_files(split.held_out, classes, folder, None),
-            self.crops,
-            name="DTD",
-            split=f"DTD's official split {self.dtd_split}",
-            remarks=_stray_files(split, folder),
-        )
-
-
-def _texture_files(
-    members: Sequence[tuple[Path, str]], classes: Sequence[str], folder: Path, limit: int | None
-) -> list[ImageFile]:
-    """Return the images of each class in turn, at most a number of each."""
-    from data.image_dataset import evenly
-    from data.image_files import ImageFile
-
-    by_class = ([path for path, label in members if label == name] for name in classes)
-    return [
-        ImageFile(path, texture_caption(name), name, folder=folder)
-        for name, paths in zip(classes, by_class, strict=True)
-        for path in (paths if limit is None else evenly(paths, limit))
-    ]
-
-
-def _stray_files(split: DtdSplit, folder: Path) -> list[str]:
-    """Return what stands in the class folders without being an image, in a line; none where there is nothing."""
-    from data.image_dataset import some
-
-    names = [path.relative_to(folder).as_posix() for path in split.ignored]
-    if not names:
-        return []
-    return [f"ignored     files in the folders of the classes that are no images ({len(names)}): {some(names)}"]
 
 
 def check_concept(name: str | None) -> None:
@@ -209,6 +194,11 @@ def refuse_unused(source: ImageSource, changed: AbstractSet[str]) -> None:
         reasons["dtd_split"] = "these images are not DTD"
     if not pictures:
         reasons["split_by"] = "volumes are split in blocks"
+        reasons["skip_bad"] = "the slices of a volume belong together"
+    if source.concept is not None:
+        reasons["default_caption"] = "these images have captions"
+    elif not source.needs_captions:
+        reasons["default_caption"] = "the run says other words than the captions"
     if source.dataset_name is not None and source.split_by == "folder":
         reasons["split_by"] = "rows of a dataset lie in no folder; name their --group_column"
     problems = [f"--{name}: {reasons[name]}. Leave it out." for name in sorted(reasons.keys() & changed)]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data.errors import DataError, SettingsError, nearest
+from data.strict_yaml import read_yaml
 
 PLANES = ("thickness", "warp", "weft")
 STATE_FILES = {"dry": "dry.tif", "compacted": "dry_compacted.tif", "injected": "injected.tif"}
@@ -29,7 +28,7 @@ class VolumeSpec:
     path: one tif file, or a folder with one tif file for each slice. planes: plane name -> axis of (Z, Y, X) that its
     slices are cut along. voxel_size_um: (Z, Y, X), or None where the file must say it. window: (low, high) native grey
     values, or None for percentiles. shape: (Z, Y, X), or None. accept_warnings: open files about which the tif reader
-    warns.
+    warns. planes_are_declared: False where nobody said the planes.
     """
 
     state: str
@@ -39,6 +38,7 @@ class VolumeSpec:
     window: tuple[float, float] | None = None
     shape: tuple[int, int, int] | None = None
     accept_warnings: bool = False
+    planes_are_declared: bool = True
 
 
 _Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -107,6 +107,7 @@ def read_volume_specs(data_root: Path) -> dict[str, VolumeSpec]:
             window=entry.window,
             shape=entry.shape,
             accept_warnings=entry.accept_warnings,
+            planes_are_declared=entry.planes is not None,
         )
     return specs
 
@@ -114,18 +115,14 @@ def read_volume_specs(data_root: Path) -> dict[str, VolumeSpec]:
 def _read_entries(path: Path) -> dict[str, _Entry]:
     if not path.exists():
         return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8; no such date
-        raise SettingsError(str(path), f"cannot be read as YAML: {error}") from error
+    content = read_yaml(path, "a mapping for each state, such as dry: {file: dry.tif}")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(
             str(path), f"found {_brief(content)}, expected one mapping for each state, such as dry: {{file: dry.tif}}"
         )
-    problems, entries = [f"{key} stands there twice; keep one of the two" for key in _repeated(node)], {}
+    problems, entries = [], {}
     for state, fields in content.items():
         if state not in STATE_FILES:
             problems.append(f"{state!r} is not a state.{nearest(str(state), STATE_FILES)}")
@@ -144,15 +141,6 @@ def _read_entries(path: Path) -> dict[str, _Entry]:
     if problems:
         raise SettingsError(str(path), *problems)
     return entries
-
-
-def _repeated(node: yaml.Node | None) -> list[str]:
-    """Return the keys that a mapping, or a mapping in it, has more than once: yaml would silently keep the last."""
-    if not isinstance(node, yaml.MappingNode):
-        return []
-    keys = [str(key.value) for key, _ in node.value]
-    inside = [f"{key.value}.{name}" for key, value in node.value for name in _repeated(value)]
-    return [key for key, count in Counter(keys).items() if count > 1] + inside
 
 
 def _sentences(state: str, fields: Any, error: ValidationError) -> list[str]:

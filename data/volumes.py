@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,10 +89,31 @@ def open_volume(spec: VolumeSpec) -> Volume:
     else:
         voxels, told = map_voxels(stack.path, stack.offset, stack.dtype, stack.shape), ()
     window = find_window(voxels, spec.window, str(spec.path))
-    notes = (*stack.notes, *_contradiction(spec, stack), *told)
+    notes = (*stack.notes, *_contradiction(spec, stack), *_no_numbers(voxels), *told)
     for note in notes:
         print(plain(f"{spec.path}: {note}"), file=sys.stderr)
     return Volume(spec, voxels, spec.voxel_size_um or stack.voxel_size_um, window, notes)
+
+
+def _no_numbers(voxels: np.ndarray) -> tuple[str, ...]:
+    """Return how many voxels are no finite number, and what becomes of them; nothing where there are none."""
+    if voxels.dtype.kind != "f":
+        return ()
+    num_nan = sum(int(np.isnan(plane).sum()) for plane in voxels)
+    num_infinite = sum(int(np.isinf(plane).sum()) for plane in voxels)
+    told = [f"{num_nan:,} are NaN and show as black"] if num_nan else []
+    told += [f"{num_infinite:,} are infinite and show as black or white"] if num_infinite else []
+    return (f"of its {voxels.size:,} voxels {' and '.join(told)}",) if told else ()
+
+
+def plane_notes(volumes: Sequence[Volume]) -> list[str]:
+    """Return which axes are taken for the planes of volumes whose planes nobody declared, in a line for each."""
+    return [
+        f"{volume.spec.path.name}: {SPECS_FILE} says no planes, so they are taken as "
+        + ", ".join(f"{plane} along {'ZYX'[axis]}" for plane, axis in volume.spec.planes.items())
+        for volume in volumes
+        if not volume.spec.planes_are_declared
+    ]
 
 
 def _contradiction(spec: VolumeSpec, stack: Stack) -> tuple[str, ...]:

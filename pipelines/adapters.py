@@ -198,12 +198,12 @@ def load_adapter(
     `pipeline.set_adapters(names, weights)`, which adds weight times change of each; parts that an adapter lacks stay
     as they are.
     Raises SettingsError for a file that is missing or not safetensors, was trained on another base or for another
-    prediction type, or has a layer that finds no place in the model; nothing of it stays in the pipeline.
+    prediction type, has numbers that are not finite, or a layer that finds no place in the model; nothing of it stays
+    in the pipeline.
     """
     path = adapter_file(folder_or_file)
-    with opened(path) as tensors:
-        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-        facts = _facts(path, dict(tensors.metadata() or {}))
+    tensors, metadata = read_adapter(path)
+    shapes, facts = {key: tuple(tensor.shape) for key, tensor in tensors.items()}, _facts(path, metadata)
     if path.suffix != ".safetensors":
         problems = ["diffusers takes only files whose name ends with .safetensors. Rename it."]
     elif is_kohya(shapes):
@@ -212,7 +212,7 @@ def load_adapter(
             f"Convert it once: python pipelines/convert_adapter.py --to diffusers --adapter {shlex.quote(str(path))}"
         ]
     else:
-        problems = _misfits(pipeline, shapes) or _other_base(pipeline, facts, base_fingerprint)
+        problems = _misfits(pipeline, shapes) or _other_base(pipeline, facts, base_fingerprint) or not_finite(tensors)
     if problems:
         raise SettingsError(str(path), *problems)
 
@@ -257,9 +257,12 @@ def _quiet_loaders() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def opened(path: Path) -> Any:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise SettingsError for one that is none, or whose tensors cannot be read."""
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise SettingsError(
             str(path),
@@ -279,13 +282,28 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return facts
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Say which tensors of a file hold numbers that are not finite, or none at all."""
+    wrong = [key for key, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.isfinite().all()]
+    if not wrong:
+        return []
+    return [
+        f"holds numbers that are not finite, or no floats, in {len(wrong)} of {len(tensors)} tensors: {some(wrong)}. "
+        "Its training failed, or the file is damaged: take an earlier checkpoint, or copy it again."
+    ]
+
+
 def _misfits(pipeline: StableDiffusionPipeline, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Say how an adapter's layers do not fit the model."""
     num_first, num_second = _count(_FIRST, shapes), _count(_SECOND, shapes)
     if not num_first or num_first != num_second:
         return [f"holds {num_first} first and {num_second} second factors of adapters; expected as many of each."]
     width = pipeline.unet.config.cross_attention_dim
-    trained = {shapes[key][1] for key in shapes if _CROSS_ATTENTION.search(key) and _FIRST.search(key)}
+    trained = {
+        shape[1]
+        for key, shape in shapes.items()
+        if len(shape) > 1 and _CROSS_ATTENTION.search(key) and _FIRST.search(key)
+    }
     if trained and trained != {width}:
         on = ", ".join(f"{dim}{_FAMILIES.get(dim, '')}" for dim in sorted(trained))
         return [f"trained on cross_attention_dim {on}, this model has {width}{_FAMILIES.get(width, '')}."]
@@ -366,6 +384,15 @@ def _left_out(pipeline: StableDiffusionPipeline, adapter_name: str, keys: Iterab
         )
         if found != expected:
             problems.append(f"{what} {expected} layers, of which {found} found their place in the model.")
+    # a factor that no tensor of the file has filled has no numbers
+    unfilled = [
+        f"{part}.{name.replace(f'.{adapter_name}', '')}"
+        for part, module in _adaptable(pipeline).items()
+        for name, parameter in module.named_parameters()
+        if f".{adapter_name}." in name and parameter.is_meta
+    ]
+    if unfilled:
+        problems.append(f"lacks {len(unfilled)} factors of the layers that it adapts: {some(unfilled)}.")
     return problems
 
 

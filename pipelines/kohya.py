@@ -105,7 +105,10 @@ def from_kohya(source: Path, target: Path, components: Components) -> Path:
             continue
         part, layer, module = named[name]
         if ending == _ALPHA:
-            alphas[part, layer] = float(tensor)
+            if tensor.numel() == 1:
+                alphas[part, layer] = float(tensor)
+            else:
+                misfits.append(key)
             continue
         shaped = _shaped(tensor, _FACTORS[ending], module)
         if shaped is None:
@@ -185,10 +188,12 @@ def _incomplete(layers: Mapping[tuple[str, str], Mapping[Factor, Tensor]]) -> li
         missing = [name for factor, name in _FACTOR_NAMES.items() if factor not in factors]
         if missing:
             problems.append(f"lacks the {' and the '.join(missing)} factor of {part}.{layer}; expected both.")
+        elif any(tensor.ndim < 2 for factor, tensor in factors.items() if factor != "lora_magnitude_vector"):
+            problems.append(f"a factor of {part}.{layer} is no matrix; expected two.")
         elif factors["lora_A"].shape[0] != factors["lora_B"].shape[1]:
             ranks = f"{factors['lora_A'].shape[0]} and {factors['lora_B'].shape[1]}"
             problems.append(f"the two factors of {part}.{layer} have the ranks {ranks}; expected them equal.")
-    return _shortened(problems)
+    return problems
 
 
 def _mixed_magnitudes(layers: Mapping[tuple[str, str], Mapping[Factor, Tensor]]) -> list[str]:
@@ -296,9 +301,5 @@ def _commonest(values: Iterable[float]) -> float:
 
 
 def _listed(keys: list[str]) -> str:
-    return ", ".join(_shortened(sorted(keys)))
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    hidden = len(lines) - _NUM_LISTED
-    return [*lines[:_NUM_LISTED], *([f"and {hidden} more"] if hidden > 0 else [])]
+    shown = ", ".join(sorted(keys)[:_NUM_LISTED])
+    return shown + (f" and {len(keys) - _NUM_LISTED} more" if len(keys) > _NUM_LISTED else "")

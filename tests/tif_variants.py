@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
 
+from data.tif.stacks import Stack, map_voxels
+
 SHAPE = (8, 12, 10)
+# of these the data carry no checksum: a changed byte cannot be told from a grey value
+UNGUARDED = {
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.PACKBITS,
+    tifffile.COMPRESSION.ZSTD,
+    tifffile.COMPRESSION.JPEG2000,
+}
 
 Writer = Callable[[Path, np.ndarray], object]
 
@@ -32,6 +43,19 @@ def pages_by_tifffile(file_options: dict[str, Any] | None = None, **options: Any
         with tifffile.TiffWriter(path, **(file_options or {})) as writer:
             for plane in voxels:
                 writer.write(plane, contiguous=False, photometric="minisblack", metadata=None, **options)
+
+    return write
+
+
+def appended(**options: Any) -> Writer:
+    """Write each slice by itself, as an image with a description of its own."""
+
+    def write(path: Path, voxels: np.ndarray) -> None:
+        is_big = options.get("bigtiff", False)
+        more = {name: value for name, value in options.items() if name != "bigtiff"}
+        for number, plane in enumerate(voxels):
+            first = {"bigtiff": is_big} if number == 0 else {}
+            tifffile.imwrite(path, plane, append=number > 0, photometric="minisblack", **first, **more)
 
     return write
 
@@ -98,6 +122,16 @@ GOOD: Mapping[str, tuple[str, Writer, bool]] = {  # dtype, writer, memory-mapped
     "tiled": ("uint16", by_tifffile(tile=(16, 16)), False),
     "tiled zlib": ("uint16", by_tifffile(tile=(16, 16), compression="zlib"), False),
     "volume tiles": ("uint16", by_tifffile(tile=(16, 16, 16), compression="zlib", metadata={"axes": "ZYX"}), False),
+    "pages written one by one": ("uint16", appended(), False),
+    "BigTIFF pages written one by one": ("float32", appended(bigtiff=True), False),
+    "zlib pages written one by one": ("uint8", appended(compression="zlib"), False),
+    "Zstandard": ("uint16", by_tifffile(compression="zstd"), False),
+    "Zstandard with predictor": ("int16", by_tifffile(compression="zstd", predictor=True), False),
+    "LZMA": ("uint16", by_tifffile(compression="lzma"), False),
+    "PackBits": ("uint8", by_tifffile(compression="packbits"), False),
+    "lossless JPEG 2000": ("uint16", by_tifffile(compression="jpeg2000", compressionargs={"level": 0}), False),
+    "LERC": ("float32", by_tifffile(compression="lerc"), False),
+    "tiled LERC": ("uint16", by_tifffile(tile=(16, 16), compression="lerc"), False),
     "pyramid": ("uint16", pyramid, False),
     "page by page": ("uint16", pages_by_tifffile(), False),
     "Pillow": ("uint8", by_pillow(), False),
@@ -328,6 +362,19 @@ BAD: Mapping[str, tuple[Writer, str]] = {  # writer, what the refusal says
         "channel 1 differs",
     ),
     "four axes": (expanded(lambda v: np.stack([v, v]), imagej=True, metadata={"axes": "TZYX"}), "axes TZYX"),
+    "images written one by one, of two sizes": (
+        lambda path, voxels: [tifffile.imwrite(path, v, append=True) for v in (voxels[0], voxels[1], voxels[2, :9])],
+        r"3 images of different sizes or types \(12 x 10 uint16, 9 x 10 uint16\)",
+    ),
+    "two equal stacks": (
+        lambda path, voxels: [tifffile.imwrite(path, voxels, append=True) for _ in range(2)],
+        "2 images of QYX each",
+    ),
+    "cut pages written one by one": (cut(appended()), "tifffile warns|incomplete|belong to no page"),
+    "three slices that look like colours": (
+        lambda path, voxels: tifffile.imwrite(path, voxels[:3].astype(np.uint8), photometric="rgb"),
+        r"one 2D image of 3 channels \(3 x 12 x 10, axes SYX\), .*photometric='minisblack'",
+    ),
     "palette": (
         expanded(lambda v: v.astype(np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16)),
         "palette",
@@ -340,3 +387,44 @@ BAD: Mapping[str, tuple[Writer, str]] = {  # writer, what the refusal says
         "2 images",
     ),
 }
+
+
+def read(stack: Stack) -> np.ndarray:
+    """Return all voxels of a stack, mapped or decoded."""
+    if stack.offset is not None:
+        return np.array(map_voxels(stack.path, stack.offset, stack.dtype, stack.shape))
+    return np.stack(list(stack.slices()))
+
+
+@cache
+def whole_file(name: str) -> bytes:
+    """Return the content of one of the good files."""
+    with TemporaryDirectory() as folder:
+        dtype, write, _ = GOOD[name]
+        write(Path(folder) / "a.tif", voxels_of(dtype))
+        return (Path(folder) / "a.tif").read_bytes()
+
+
+def compression_at(path: Path, byte: int) -> int | None:
+    """Return how the voxels are compressed in which a byte lies; None for a byte that is not of voxels."""
+    with tifffile.TiffFile(path) as tif:
+        for series in tif.series:
+            behind_one_page = len(series.pages) == 1 and series.dataoffset is not None
+            for page in series.pages:
+                for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                    if start <= byte < start + (series.nbytes if behind_one_page else count):
+                        return int(page.compression)
+    return None
+
+
+def assert_harmless(voxels: np.ndarray, truth: np.ndarray, compression: int | None) -> None:
+    """Fail where one changed byte did more than a reader can help. compression: of the byte, see `compression_at`."""
+    assert (voxels.shape, voxels.dtype.name) == (truth.shape, truth.dtype.name)
+    equal = (voxels == truth) | (np.isnan(voxels) if voxels.dtype.kind == "f" else False)
+    num_voxels, num_slices = int((voxels != truth).sum()), int((~equal).any(axis=(1, 2)).sum())
+    if compression == tifffile.COMPRESSION.NONE:  # one byte is a part of one voxel
+        assert num_voxels <= 1
+    elif compression in UNGUARDED:  # what follows in the strip is lost
+        assert num_slices <= 1
+    else:
+        assert num_voxels == 0

@@ -50,8 +50,11 @@ def token_counts(captions: Sequence[str], tokenizer: Path) -> list[int]:
     return [len(encoding.ids) for encoding in loaded.encode_batch(list(captions))]
 
 
-def find_words(names: Sequence[str], captions: Sequence[str], tokenizer: Path) -> Words:
-    """Return what the captions of the images are like. names, captions: of each image; "" for no caption."""
+def find_words(names: Sequence[str], captions: Sequence[str], tokenizer: Path, *, needs_prompt: bool = False) -> Words:
+    """Return what the captions of the images are like. names, captions: of each image; "" for no caption.
+
+    needs_prompt: whether training asks for a prompt, as there is no caption.
+    """
     told = [(name, caption) for name, caption in zip(names, captions, strict=True) if caption]
     without = [name for name, caption in zip(names, captions, strict=True) if not caption]
     distinct = dict.fromkeys(caption for _, caption in told)
@@ -76,24 +79,26 @@ def find_words(names: Sequence[str], captions: Sequence[str], tokenizer: Path) -
     tables = [_words_table(frequent, len(told)), *_long_table(over)] if told else []
     charts = _charts(lengths, counts) if told else []
     section = Section("Captions", tuple(notes), tuple(tables), tuple(charts))
-    return Words(section, tuple(_warnings(without, len(names), len(over))), numbers)
+    return Words(section, tuple(_warnings(over, needs_prompt=needs_prompt)), numbers)
 
 
-def _warnings(without: Sequence[str], num_images: int, num_over: int) -> list[str]:
+def _warnings(over: Sequence[tuple[int, str, str]], *, needs_prompt: bool) -> list[str]:
     warnings = []
-    if without:
-        if len(without) == num_images:
-            found = "No image has a caption"
-        else:
-            names = ", ".join(without[:3]) + (f" and {len(without) - 3:,} more" if len(without) > 3 else "")
-            found = f"{len(without):,} of {counted(num_images, 'image')} have no caption ({names})"
-        warnings.append(f"{found}: training asks for --instance_prompt, one prompt for all.")
-    if num_over:
-        warnings.append(
-            f"{counted(num_over, 'caption')} {'is' if num_over == 1 else 'are'} over {TOKEN_LIMIT} tokens: the words "
-            "after that are cut off."
-        )
+    if needs_prompt:
+        warnings.append("No image has a caption: training asks for --instance_prompt, one prompt for all.")
+    if over:
+        warnings.append(too_long([(name, number) for number, name, _ in over]))
     return warnings
+
+
+def too_long(found: Sequence[tuple[str, int]], limit: int = TOKEN_LIMIT) -> str:
+    """Return that captions are longer than a text encoder reads. found: image and tokens of each."""
+    names = ", ".join(f"{name} ({number})" for name, number in found[:10])
+    more = f" and {len(found) - 10:,} more" if len(found) > 10 else ""
+    return (
+        f"{counted(len(found), 'caption')} {'is' if len(found) == 1 else 'are'} over {limit} tokens, and the words "
+        f"after that are not read: {names}{more}."
+    )
 
 
 def _samples(distinct: Collection[str]) -> list[str]:

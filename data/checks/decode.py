@@ -19,11 +19,11 @@ from data.checks.processes import parallel_map, usable_processes
 from data.environment import cache_folder
 from data.errors import DataError
 from data.image_files import ImageFile
-from data.images import decode_image, read_content
+from data.images import decode_image, read_picture
 from data.progress import Progress
 
 if TYPE_CHECKING:
-    from data.image_dataset import EncodedImage
+    from data.gathered_images import EncodedImage
 
 # below both, decoding takes less time than starting processes and opening the cache
 SMALL_WORK_IMAGES = 256
@@ -139,7 +139,7 @@ def _outcome(task: Task) -> Outcome:
     if isinstance(task, Refused):
         return task
     try:
-        content = read_content(task) if isinstance(task, Path) else task
+        content = read_picture(task) if isinstance(task, Path) else task
         return image_facts(content, decode_image(content, ""))
     except DataError as error:
         return Refused(error.problems)

@@ -18,7 +18,7 @@ from data.checks.pictures import thumbnails
 from data.checks.report import Chart, Gallery, Mark, Picture, Section, Table, counted
 
 if TYPE_CHECKING:
-    from data.image_dataset import EncodedImage
+    from data.gathered_images import EncodedImage
 
 BLANK_CONTRAST = 1 / 255  # a picture whose brightness varies by less than a grey level shows nothing
 _MOST_CLASSES = 60  # of which pictures are shown

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.checks.captions_findings import find_words
-from data.checks.decode import Refused, decode_images
-from data.checks.gathering import (
-    HELD_OUT,
-    TRAINING,
-    UNUSED,
-    Gathered,
-    faults_of,
-    gather_folder,
-    gather_rows,
-    gather_textures,
-)
+from data.checks.gathering import HELD_OUT, TRAINING, UNUSED, gather
 from data.checks.image_findings import Findings, Seen, find_classes, find_duplicates, find_light, find_sizes
-from data.checks.report import Fault, Report, counted
+from data.checks.report import Report, counted
 from data.checks.verdict import verdict
-from data.concepts import CONCEPTS, load_concept
 from data.errors import DataError
-from data.image_dataset import CheckedImage, ImageDataset
+from data.faults import Fault, faults_of
+from data.gathered_images import GatheredImages
+from data.image_dataset import ImageDataset
 from data.image_splits import split_group, split_images
 from data.sources import ImageSource
+from data.usable_images import UsableImages, find_usable
 
 
 def examine_images(source: ImageSource, subject: str, *, tokenizer: Path, num_workers: int) -> Report:
@@ -34,73 +25,40 @@ def examine_images(source: ImageSource, subject: str, *, tokenizer: Path, num_wo
 
     Raises SettingsError for settings under which there is nothing to look at, as training does.
     """
-    gathered = _gathered(source)
-    outcomes = decode_images(gathered.images, num_workers=num_workers)
-    faults = list(gathered.faults)
-    images = []
-    for member, outcome, side in zip(gathered.images, outcomes, gathered.sides, strict=True):
-        if isinstance(outcome, Refused):
-            faults += [Fault(member.name, problem) for problem in outcome.problems]
-        else:
-            images.append(Seen(member, outcome, side))
-    images, found = _on_their_sides(source, images, has_faults=bool(faults))
-    return _report(subject, source, images, [*faults, *found], gathered, tokenizer, num_workers)
+    gathered, held_out = gather(source)
+    found = find_usable(gathered, source.captions, source.resolution, num_workers=num_workers)
+    faults = list(found.refused(skip_bad=source.skip_bad))
+    skipped = [fault for fault in found.faults if fault not in faults]
+    sides, more = _sides(source, found, held_out, has_faults=bool(faults))
+    images = [Seen(image, facts, sides.get(image.name, UNUSED)) for image, facts in found.decoded]
+    return _report(subject, source, images, [*faults, *more], skipped, gathered, found, tokenizer, num_workers)
 
 
-def _gathered(source: ImageSource) -> Gathered:
-    if source.dataset_name is not None:
-        return gather_rows(
-            source.dataset_name,
-            source.dataset_config_name,
-            source.image_column,
-            source.caption_column,
-            source.group_column,
-            allow_outside_files=source.allow_outside_files,
-        )
-    if source.train_data_dir is not None:
-        return gather_folder(source.train_data_dir)
-    assert source.concept is not None, "pictures come from somewhere"
-    assert source.data_root is not None, "a concept is read from a folder"
-    return gather_textures(source.data_root, load_concept(source.concept, CONCEPTS).textures, source.dtd_split)
-
-
-def _on_their_sides(source: ImageSource, images: Sequence[Seen], *, has_faults: bool) -> tuple[list[Seen], list[Fault]]:
-    """Return the pictures with the sides of the split that training gives them, and what else training refuses.
+def _sides(
+    source: ImageSource, found: UsableImages, held_out: frozenset[str], *, has_faults: bool
+) -> tuple[dict[str, str], list[Fault]]:
+    """Return the side of the split that training gives each picture, by name, and what else training refuses.
 
     Where nothing is wrong so far, the dataset is opened exactly as training opens it. Otherwise the sides are those
     that the pictures would be on without the ones that are refused.
     """
+    more: list[Fault] = []
     if not has_faults:
         try:
             dataset = source.open()
         except DataError as error:
-            return _split(source, images), list(faults_of(error))
-        assert isinstance(dataset, ImageDataset), "pictures are no slices"
-        sides = {image.name: TRAINING for image in dataset.training} | {i.name: HELD_OUT for i in dataset.held_out}
-        return [replace(image, side=sides.get(image.source.name, UNUSED)) for image in images], []
-    images = _split(source, images)
-    training, held_out = ([_checked(image) for image in images if image.side == side] for side in (TRAINING, HELD_OUT))
-    try:
-        if training:
-            ImageDataset(training, held_out, source.crops)
-    except DataError as error:
-        return images, list(faults_of(error))
-    return images, []
-
-
-def _split(source: ImageSource, images: Sequence[Seen]) -> list[Seen]:
-    """Return the pictures of a random split on their sides; those of DTD are on theirs."""
-    if source.concept is not None:
-        return list(images)
-    checked = [_checked(image) for image in images]
-    groups = [split_group(image.source, source.split_by) for image in images]
-    _, held_out = split_images(checked, source.held_out_fraction, groups, by_label=source.split_by == "group")
-    names = {image.name for image in held_out}
-    return [replace(image, side=HELD_OUT if image.source.name in names else TRAINING) for image in images]
-
-
-def _checked(image: Seen) -> CheckedImage:
-    return CheckedImage(image.source, image.facts.sha256, image.facts.shape_px)
+            more = list(faults_of(error))
+        else:
+            assert isinstance(dataset, ImageDataset), "pictures are no slices"
+            both = (dataset.training, TRAINING), (dataset.held_out, HELD_OUT)
+            return {image.name: side for images, side in both for image in images}, []
+    if source.concept is None:
+        groups = [split_group(image, source.split_by) for image in found.images]
+        by_label = source.split_by == "group"
+        held_out = frozenset(
+            image.name for image in split_images(found.images, source.held_out_fraction, groups, by_label=by_label)[1]
+        )
+    return {image.name: HELD_OUT if image.name in held_out else TRAINING for image in found.images}, more
 
 
 def _report(
@@ -108,7 +66,9 @@ def _report(
     source: ImageSource,
     images: Sequence[Seen],
     faults: Sequence[Fault],
-    gathered: Gathered,
+    skipped: Sequence[Fault],
+    gathered: GatheredImages,
+    found: UsableImages,
     tokenizer: Path,
     num_workers: int,
 ) -> Report:
@@ -116,13 +76,18 @@ def _report(
     warnings: list[str] = []
     sections = []
     numbers: dict[str, Any] = {"num_images": len(images)}
-    num_found = len(gathered.images)
     overview = _place(source)
-    overview += [("images", f"{len(images):,}" + (f" of {num_found:,}" if num_found > len(images) else ""))]
+    overview += [("images", f"{len(images):,}" + (f" of {found.num_found:,}" if found.num_found > len(images) else ""))]
+    needs_prompt = source.needs_captions and found.is_uncaptioned
     if images:
         classes = find_classes(images, num_workers)
         duplicates = find_duplicates(images, num_workers)
-        words = find_words([i.source.name for i in images], [i.source.caption for i in images], tokenizer)
+        words = find_words(
+            [image.source.name for image in images],
+            [image.source.caption for image in images],
+            tokenizer,
+            needs_prompt=needs_prompt,
+        )
         findings = [classes, duplicates, find_sizes(images, source.resolution), find_light(images)]
         warnings = [warning for one in (duplicates, *findings) for warning in one.warnings]
         warnings = list(dict.fromkeys([*warnings, *words.warnings]))
@@ -130,16 +95,16 @@ def _report(
         names = ("images", "duplicates", "sizes", "light", "captions")
         numbers |= dict(zip(names, (*(one.numbers for one in findings), words.numbers), strict=True))
         overview += _overview(images, numbers)
-    ignored = [_inside(path, source) for path in gathered.ignored]
     return Report(
         subject=subject,
-        verdict=verdict(faults, needs_prompt=any(not image.source.caption for image in images)),
+        verdict=verdict(faults, needs_prompt=needs_prompt, num_skipped=len({fault.where for fault in skipped})),
         refused=bool(faults),
         overview=overview,
         faults=faults,
-        warnings=warnings,
+        skipped=skipped,
+        warnings=[*warnings, *(" ".join(note.split()) for note in gathered.notes)],
         sections=sections,
-        ignored=ignored,
+        ignored=[_inside(path, source) for path in gathered.ignored],
         numbers=numbers,
     )
 

@@ -15,10 +15,10 @@ from data.checks.decode import Refused, Task, decode_tasks
 from data.checks.processes import parallel_map
 from data.checks.report import Picture
 from data.errors import DataError
-from data.images import decode_image, read_content
+from data.images import decode_image, read_picture
 
 if TYPE_CHECKING:
-    from data.image_dataset import EncodedImage
+    from data.gathered_images import EncodedImage
 
 LONG_SIDE_PX = 192  # shown at half of it: sharp on screens with two pixels for one
 _QUALITY = 82
@@ -44,7 +44,7 @@ def _thumbnail(task: Task) -> tuple[str, tuple[int, int]] | None:
     if isinstance(task, Refused):
         return None
     try:
-        return _encoded(decode_image(read_content(task) if isinstance(task, Path) else task, ""))
+        return _encoded(decode_image(read_picture(task) if isinstance(task, Path) else task, ""))
     except DataError:
         return None
 

@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that training refuses: where, and what is wrong with it and what to do."""
-
-    where: str
-    reason: str
+from data.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -90,8 +84,8 @@ class Report:
     """The whole of a check.
 
     subject: what was checked. verdict: one sentence. faults: what training refuses; warnings: what it does not, and
-    should be looked at. overview: (name, value) of the most important figures. ignored: files that are no part of the
-    data. numbers: all figures, as JSON can hold them.
+    should be looked at. skipped: what would be left out, where that was asked for. overview: (name, value) of the most
+    important figures. ignored: files that are no part of the data. numbers: all figures, as JSON can hold them.
     """
 
     subject: str
@@ -103,6 +97,7 @@ class Report:
     sections: Sequence[Section] = ()
     ignored: Sequence[str] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Sequence[Fault] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return what check.json holds."""
@@ -111,6 +106,7 @@ class Report:
             "verdict": self.verdict,
             "refused": self.refused,
             "faults": [{"where": fault.where, "reason": fault.reason} for fault in self.faults],
+            "skipped": [{"where": fault.where, "reason": fault.reason} for fault in self.skipped],
             "warnings": list(self.warnings),
             "ignored": list(self.ignored),
             **self.numbers,

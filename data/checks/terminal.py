@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
-from data.checks.report import Fault, Report, Table
+from data.checks.report import Report, Table
+from data.faults import Fault
 from data.plain_text import plain
 
 WIDTH = 100
@@ -27,7 +28,9 @@ def terminal_page(report: Report) -> str:
     if report.warnings:
         parts.append("Look at\n" + "\n".join(_wrapped(f"  {plain(warning)}", 4) for warning in report.warnings))
     if report.faults:
-        parts.append(_faults(report.faults))
+        parts.append(_faults("Training refuses", report.faults))
+    if report.skipped:
+        parts.append(_faults("Left out, as --skip_bad asks", report.skipped))
     if report.ignored:
         parts.append(_ignored(report.ignored))
     return "\n\n".join(parts)
@@ -65,8 +68,8 @@ def _line(cells: Sequence[str], widths: Iterable[int], right: Iterable[bool]) ->
     return ("  " + "  ".join(aligned)).rstrip()
 
 
-def _faults(faults: Sequence[Fault]) -> str:
-    lines = ["Training refuses"]
+def _faults(title: str, faults: Sequence[Fault]) -> str:
+    lines = [title]
     for fault in faults[:_MOST_FAULTS]:
         lines.append(f"  {plain(fault.where)}")
         lines.append(_wrapped(f"    {plain(fault.reason)}", 4))

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from data.checks.gathering import faults_of
 from data.checks.pictures import picture
-from data.checks.report import Chart, Fault, Gallery, Mark, Report, Section, Table, counted
+from data.checks.report import Chart, Gallery, Mark, Report, Section, Table, counted
 from data.checks.verdict import verdict
 from data.concepts import CONCEPTS, load_concept
 from data.dataset import CellImages, SliceDataset
 from data.errors import DataError
+from data.faults import Fault, faults_of
 from data.progress import Progress
 from data.sources import ImageSource
 from data.splits import BlockSplit, slice_correlation
 from data.volume_specs import read_volume_specs
-from data.volumes import Volume, open_volume
+from data.volumes import Volume, open_volume, plane_notes
 
 _BINS = 96
 _LONGEST_LAG = 200  # of the curves that are shown
@@ -108,6 +108,10 @@ def _warnings(volumes: dict[str, Volume], numbers: dict[str, Any]) -> list[str]:
             )
         if figures["voxel_size_um"] is None:
             warnings.append(f"{volumes[state].spec.path.name}: the voxel size is unknown; say it in volumes.yaml.")
+    warnings += [f"{note}." for note in plane_notes(list(volumes.values()))]
+    warnings += [
+        f"{volume.spec.path.name}: {note.rstrip('.')}." for volume in volumes.values() for note in volume.notes
+    ]
     by_content: dict[str, list[str]] = {}
     for volume in volumes.values():
         by_content.setdefault(volume.content_hash(), []).append(volume.spec.path.name)

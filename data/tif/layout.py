@@ -104,8 +104,8 @@ def _declared_voxels(tif: tifffile.TiffFile) -> int | None:
     """Return how many voxels, over all channels, the file's own description promises, or None where it is silent."""
     if tif.imagej_metadata is not None:
         return int(tif.imagej_metadata.get("images", 1)) * math.prod(tif.pages.first.shape)
-    if tif.shaped_metadata:
-        return math.prod(tif.shaped_metadata[0]["shape"])
+    if tif.shaped_metadata:  # one for each image that was written by itself
+        return sum(math.prod(image["shape"]) for image in tif.shaped_metadata)
     return None
 
 

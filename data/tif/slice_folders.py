@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from data.tif.layout import by
-from data.tif.stacks import Stack, checked_series, decoded_slices, opened
+from data.tif.stacks import TIF_SUFFIXES, Stack, checked_series, decoded_slices, opened
 from data.tif.voxel_sizes import tif_voxel_size_um
 from data.volume_specs import VolumeError
 
-SUFFIXES = (".tif", ".tiff")
 _NAMED = 5  # files are named one by one up to this number, then counted
 
 
@@ -45,8 +44,7 @@ def open_slice_folder(folder: Path, *, accept_warnings: bool = False) -> Stack:
             problems += [f"{file.name}: {problem}" for problem in error.problems]
     problems += _unequal(files, slices) if len(slices) == len(files) else []
     if problems:
-        rest = [f"and {len(problems) - 2 * _NAMED} more"] if len(problems) > 2 * _NAMED else []
-        raise VolumeError(str(folder), *problems[: 2 * _NAMED], *rest)
+        raise VolumeError(str(folder), *problems)
     rows, columns = slices[0].shape
     warned = [(file.name, one.warnings[0]) for file, one in zip(files, slices, strict=True) if one.warnings]
     if warned:
@@ -64,7 +62,7 @@ def open_slice_folder(folder: Path, *, accept_warnings: bool = False) -> Stack:
 def _find_slices(folder: Path) -> tuple[tuple[Path, ...], list[str]]:
     """Return the files of the slices in order, and what to say about the folder."""
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in visible if path.suffix.lower() in SUFFIXES]
+    files = [path for path in visible if path.suffix.lower() in TIF_SUFFIXES]
     others = [path.name for path in visible if path not in files]
     if len(files) < 2:
         found = f"{len(visible)} other files" if not files else f"only {files[0].name}"

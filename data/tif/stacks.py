@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from data.tif.voxel_sizes import tif_voxel_size_um
 from data.volume_specs import VolumeError
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
+TIF_SUFFIXES = (".tif", ".tiff")
 _STACK_AXES = ("ZYX", "QYX", "IYX", "TYX")
 # what libtiff codecs, tifffile and the operating system raise on a damaged file
 READ_ERRORS = (
@@ -71,14 +72,23 @@ def open_stack(path: Path, *, accept_warnings: bool = False) -> Stack:
         offset = series.dataoffset if _num_channels(series) == 1 else None
         size = tif_voxel_size_um(tif)
         dtype = series.dtype.newbyteorder("=" if offset is None else tif.byteorder)
+        turned = _orientation_note(series.pages[0])
         _probe(tif, series, offset, path)
 
     def slices() -> Iterator[np.ndarray]:
         with opened(path, accept_warnings=accept_warnings) as (tif, _):
             yield from decoded_slices(checked_series(tif, path), path)
 
-    notes = tuple(f"tifffile warns: {warning}" for warning in warnings)
+    notes = (*(f"tifffile warns: {warning}" for warning in warnings), *turned)
     return Stack(path, (path,), (num_z, num_y, num_x), dtype, size, offset, slices, notes)
+
+
+def _orientation_note(page: tifffile.TiffPage) -> tuple[str, ...]:
+    """Return that the slices are to be turned, as their file says, and are not; nothing where it says no such thing."""
+    tag = page.tags.get("Orientation")
+    if tag is None or tag.value == 1:
+        return ()
+    return (f"says Orientation {tag.value}, which is not applied: rows and columns stay as they are stored",)
 
 
 class _Records(logging.Handler):
@@ -144,8 +154,10 @@ def opened(path: Path, *, accept_warnings: bool) -> Iterator[tuple[tifffile.Tiff
             with tifffile.TiffFile(path) as tif:
                 yield tif, warnings
         except VolumeError as error:
-            found = [f"tifffile warns: {warning!r}" for warning in warnings[:1]]
-            raise VolumeError(str(path), *error.problems, *found) from error
+            if not warnings or any("tifffile warns" in problem for problem in error.problems):
+                raise
+            first, *others = error.problems  # the warning is about the same damage, and no problem of its own
+            raise VolumeError(str(path), f"{first} (tifffile warns: {warnings[0]!r})", *others) from error
         except READ_ERRORS as error:
             raise VolumeError(str(path), _reason(error, warnings)) from error
         if warnings and not accept_warnings:
@@ -171,11 +183,25 @@ def _reason(error: Exception, warnings: list[str]) -> str:
 def refuse_no_file(path: Path) -> None:
     """Raise VolumeError for a file that is missing or empty."""
     if not path.is_file():
-        beside = sorted(file.name for file in path.parent.glob("*.tif*")) if path.parent.is_dir() else []
-        found = f"beside it are {', '.join(beside[:8])}" if beside else f"no tif is in {path.parent}"
-        raise VolumeError(str(path), f"the file is missing; {found}. Name the file in volumes.yaml, or put it there")
+        raise VolumeError(str(path), f"the file is missing; {_found_beside(path)}")
     if path.stat().st_size == 0:
         raise VolumeError(str(path), "the file is empty (0 bytes); copy it again from its source")
+
+
+def _found_beside(path: Path) -> str:
+    """Return what lies in the folder of a file that is missing, and what to do."""
+    name_it = "Name the file in volumes.yaml, or put it there"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}. {name_it}"
+    names = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
+    meant = [name for name in names if Path(name).stem.casefold() == path.stem.casefold()]
+    if meant:
+        return f"found {meant[0]} instead. Say file: {meant[0]} of this volume in volumes.yaml, or rename it"
+    tifs = [name for name in names if Path(name).suffix.casefold() in TIF_SUFFIXES]
+    if tifs:
+        more = f" and {len(tifs) - 8} more" if len(tifs) > 8 else ""
+        return f"beside it are {', '.join(tifs[:8])}{more}. {name_it}"
+    return f"no tif is in {path.parent} (found {len(names)} other files and folders). {name_it}"
 
 
 def checked_series(tif: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSeries:
@@ -185,14 +211,7 @@ def checked_series(tif: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSerie
     found = tif.series
     if not found or not found[0].shape or 0 in found[0].shape:
         raise VolumeError(str(path), f"holds no image. {COPY_AGAIN}")
-    if len(found) > 1:
-        shapes = ", ".join(by(one.shape) for one in found[:4])
-        raise VolumeError(
-            str(path),
-            f"holds {len(found)} images of different kinds ({shapes}), expected one stack of equal slices; "
-            "save the stack alone",
-        )
-    series = found[0]
+    series = found[0] if len(found) == 1 else _one_series(found, path)
     _refuse_colours(pages[0], series, path)
     refuse_bad_layout(tif, pages, series, path)
     page_bytes = max(page.nbytes for page in series.pages)
@@ -203,6 +222,27 @@ def checked_series(tif: tifffile.TiffFile, path: Path) -> tifffile.TiffPageSerie
             "GiB are allowed (half of this machine's memory); save one page for each slice, or crop it",
         )
     return series
+
+
+def _one_series(found: Sequence[tifffile.TiffPageSeries], path: Path) -> tifffile.TiffPageSeries:
+    """Return the stack that equal pages make, each of which was written by itself.
+
+    Raises VolumeError where they are not equal, or more than pages.
+    """
+    first = found[0]
+    kinds = {(one.shape, one.dtype.name, one.axes, one.kind) for one in found}
+    if len(kinds) == 1 and all(len(one.pages) == 1 and one.axes == "YX" for one in found):
+        pages = [one.pages[0] for one in found]
+        shape = (len(pages), *first.shape)
+        return tifffile.TiffPageSeries(pages, shape, first.dtype, f"I{first.axes}", kind=first.kind)
+    shown = list(dict.fromkeys(f"{by(one.shape)} {one.dtype.name}" for one in found))
+    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+    differing = "of different sizes or types" if len(shown) > 1 else f"of {first.axes} each"
+    raise VolumeError(
+        str(path),
+        f"holds {len(found)} images {differing} ({', '.join(shown[:4])}{more}), expected one stack of equal slices; "
+        "save the stack alone",
+    )
 
 
 def _refuse_colours(page: tifffile.TiffPage, series: tifffile.TiffPageSeries, path: Path) -> None:
@@ -221,6 +261,14 @@ def _refuse_colours(page: tifffile.TiffPage, series: tifffile.TiffPageSeries, pa
 def refuse_other_axes(series: tifffile.TiffPageSeries, path: Path) -> None:
     """Raise VolumeError unless slices, rows and columns are what is left without channels and axes of length 1."""
     axes = _stack_axes(series)
+    if axes == "YX" and _num_channels(series) > 1:
+        raise VolumeError(
+            str(path),
+            f"holds one 2D image of {_num_channels(series)} channels ({by(series.shape)}, axes {series.axes}), "
+            "expected a stack of slices; if the channels are slices, save them as grey ones (tifffile.imwrite(…, "
+            "photometric='minisblack')), otherwise save the whole volume as one tif, or name the folder that holds all "
+            "slices",
+        )
     if axes == "YX":
         raise VolumeError(
             str(path),

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from data.environment import DATA_VARIABLE, data_root
 from data.errors import SettingsError, nearest
 from data.exits import exit_code, show_bitsandbytes
+from data.strict_yaml import read_yaml_nodes
 from finetune.core.contradictions import DEFAULT, RECIPE, TYPED, Contradiction, ContradictoryError, Origin
 from finetune.core.option_groups import (
     ALIASES,
@@ -246,13 +247,9 @@ def _read_yaml(
     """
     layer = _Layer(name or str(path), rank)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        layer.problems.append(f"{path}: {error.strerror}. Expected a YAML file.")
-    except UnicodeDecodeError as error:
-        layer.problems.append(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.")
-    except yaml.YAMLError as error:
-        layer.problems.append(f"{path}: expected YAML, but {' '.join(str(error).split())}.")
+        root = read_yaml_nodes(path, "a YAML file")
+    except SettingsError as error:
+        layer.problems += [_with_line(path, problem) for problem in error.problems]
     else:
         pairs = root.value if isinstance(root, yaml.MappingNode) else []
         keys = {key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)}
@@ -271,6 +268,12 @@ def _read_yaml(
     return layer
 
 
+def _with_line(path: Path, problem: str) -> str:
+    """Return what a YAML file's reader says in the form of all that is told of a line here: mine.yaml:3 …"""
+    match = re.match("line ([0-9]+): ", problem)
+    return f"{path}: {problem}" if match is None else f"{path}:{match[1]} {problem[match.end() :]}"
+
+
 def _read_options(model_class: type[Settings], path: Path, root: yaml.Node | None, layer: _Layer) -> None:
     """Add the options of a mapping in a YAML file to a layer."""
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -283,8 +286,6 @@ def _read_options(model_class: type[Settings], path: Path, root: yaml.Node | Non
         is_null = node.tag == "tag:yaml.org,2002:null"
         if name not in model_class.model_fields:
             layer.problems.append(f"{source}: unknown key.{nearest(name, model_class.model_fields)}")
-        elif name in layer.values:
-            layer.problems.append(f"{source}: the key stands there twice. Leave one of them.")
         elif not all(isinstance(item, yaml.ScalarNode) for item in items):
             layer.problems.append(f"{source}: found a nested structure, expected a value or a list of values.")
         elif isinstance(node, yaml.SequenceNode) or (_is_list(model_class.model_fields[name]) and not is_null):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
 
 from data.captions import with_article
+from data.checks.captions_findings import too_long
 from data.dataset import ConceptDataset
 from data.environment import cache_folder
 from data.errors import SettingsError
+from data.image_dataset import NO_CAPTIONS, ImageDataset
 from data.plain_text import plain_lines
 from data.sources import ImageSource, refuse_unused
 from data.stand_ins import generated_data
 from data.wording import RewordedDataset, Wording
 from finetune.core.class_images import ClassImages, ClassRecipe, class_images
+from finetune.core.option_groups import PlaceholderSettings
 from finetune.core.settings import (
     ConceptSettings,
     DdpmSettings,
@@ -44,15 +48,54 @@ class ConceptImages:
 def open_images(settings: ConceptSettings, components: Components, accelerator: Accelerator) -> ConceptImages:
     """Open the images of a run on a base model."""
     resolution = settings.resolution or components.resolution
-    return open_source(settings, resolution, settings.proportion_empty_prompts, accelerator)
+    images = open_source(
+        settings,
+        resolution,
+        settings.proportion_empty_prompts,
+        accelerator,
+        needs_captions=needs_captions(settings),
+    )
+    tokenizer = components.tokenizer
+    told = _cut_captions(images, settings, lambda texts: tokenizer(list(texts)).input_ids, tokenizer.model_max_length)
+    for line in told:
+        accelerator.print(line)
+    return images
+
+
+def needs_captions(settings: ConceptSettings) -> bool:
+    """Return whether a run says the captions of the data: not where one prompt or a new word stands for all."""
+    return not isinstance(settings, PlaceholderSettings) and len(settings.instance_prompt) != 1
+
+
+def _cut_captions(
+    images: ConceptImages,
+    settings: ConceptSettings,
+    token_ids: Callable[[Sequence[str]], Sequence[Sequence[int]]],
+    limit: int,
+) -> list[str]:
+    """Return which captions of either side, or prompts in their place, are longer than a text encoder reads."""
+    texts = [("--instance_prompt", prompt) for prompt in settings.instance_prompt]
+    if not texts and images.source.needs_captions and isinstance(images.dataset, ImageDataset):
+        both = (*images.dataset.training, *images.dataset.held_out)
+        texts = [(image.name, image.caption) for image in both if image.caption]
+    distinct = list(dict.fromkeys(text for _, text in texts))
+    lengths = dict(zip(distinct, map(len, token_ids(distinct)), strict=True)) if distinct else {}
+    over = [(name, lengths[text]) for name, text in texts if lengths[text] > limit]
+    return [f"warning     {too_long(over, limit)}"] if over else []
 
 
 def open_source(
-    settings: ConceptSettings | DdpmSettings, resolution: int, proportion_empty: float, accelerator: Accelerator
+    settings: ConceptSettings | DdpmSettings,
+    resolution: int,
+    proportion_empty: float,
+    accelerator: Accelerator,
+    *,
+    needs_captions: bool,
 ) -> ConceptImages:
     """Open the run's images; for a concept without a data root the generated stand-ins, and say so.
 
-    resolution: side in px. proportion_empty: of the samples lose their caption.
+    resolution: side in px. proportion_empty: of the samples lose their caption. needs_captions: False where the run
+    says other words.
     """
     data_root = settings.data_root
     if settings.concept is not None and data_root is None:
@@ -81,6 +124,9 @@ def open_source(
         split_by=settings.split_by,
         group_column=settings.group_column,
         allow_outside_files=settings.allow_outside_files,
+        default_caption=settings.default_caption,
+        needs_captions=needs_captions,
+        skip_bad=settings.skip_bad,
     )
     refuse_unused(source, settings.changed())
     dataset = source.open()
@@ -93,11 +139,7 @@ def captioned(images: ConceptImages, settings: ConceptSettings) -> ConceptDatase
     if settings.instance_prompt:
         return identified(images, settings)
     if "" in images.dataset.captions:
-        raise SettingsError(
-            "--instance_prompt",
-            "some images have no caption. Give one prompt for all, or captions beside the images (NAME.txt, "
-            "metadata.jsonl, or a folder for each class).",
-        )
+        raise SettingsError("--instance_prompt", NO_CAPTIONS)
     return images.dataset
 
 
@@ -106,7 +148,7 @@ def identified(images: ConceptImages, settings: ConceptSettings) -> ConceptDatas
     prompts = settings.instance_prompt
     if not prompts:
         if "" in images.dataset.captions:
-            raise SettingsError("--instance_prompt", "missing: the images have no captions to make prompts of.")
+            raise SettingsError("--instance_prompt", NO_CAPTIONS)
         noun = images.source.class_noun
         prompts = tuple(with_article(f"a {caption} {noun}") for caption in images.dataset.captions)
     return RewordedDataset(images.dataset, Wording.identified(images.dataset.captions, prompts), settings.seed)

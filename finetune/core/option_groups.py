@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from data.dtd import NUM_SPLITS
 from data.environment import DATA_VARIABLE
 from data.image_splits import SplitBy
+from data.texts import says_nothing
 from finetune.core import optimizer_options
 from finetune.core.contradictions import DEFAULT, TYPED, Contradiction, ContradictoryError, Origin
 from finetune.core.optimizer_options import OptimizerName
@@ -137,7 +138,15 @@ class ImageSettings(Settings):
     )
     dataset_config_name: str | None = Field(default=None, description="configuration of --dataset_name")
     image_column: str = Field(default="image", description="column of images of --dataset_name")
-    caption_column: str = Field(default="text", description="column of captions of --dataset_name")
+    caption_column: str = Field(
+        default="text", description="column of captions of --dataset_name, or key of captions in metadata.jsonl"
+    )
+    default_caption: str | None = Field(
+        default=None, description="caption of images that have none; none: they are refused where others have one"
+    )
+    skip_bad: bool = Field(
+        default=False, description="leave out images that cannot be used, listed in skipped.txt, instead of stopping"
+    )
     data_root: Path | None = Field(
         default=None,
         description=f"folder of the volumes and of dtd/; none: generated stand-ins; {DATA_VARIABLE} can set it",
@@ -192,10 +201,18 @@ class ImageSettings(Settings):
             text = f"{', '.join(f'--{name}' for name in given)}: expected only one of them."
             problems.append(Contradiction(text, given, dict.fromkeys(given)))
         if self.dataset_name is None:
-            columns = {"dataset_config_name", "image_column", "caption_column", "group_column"}
+            columns = {"dataset_config_name", "image_column", "group_column"}
             for name in sorted(self.changed() & columns):
                 text = f"--{name}: belongs to --dataset_name, which is not given. Leave it out."
                 problems.append(self.idle(name, "dataset_name", text))
+            if self.train_data_dir is None and "caption_column" in self.changed():
+                text = (
+                    "--caption_column: belongs to --dataset_name or --train_data_dir; neither is given. Leave it out."
+                )
+                problems.append(self.idle("caption_column", "dataset_name", text))
+        if self.default_caption is not None and says_nothing(self.default_caption):
+            text = "--default_caption: found an empty caption, expected words."
+            problems.append(Contradiction(text, ("default_caption",)))
         if self.um_per_px is not None and self.px_per_voxel is not None:
             scales = ("um_per_px", "px_per_voxel")
             text = "--um_per_px, --px_per_voxel: expected only one of them."
@@ -220,7 +237,7 @@ class DataSettings(ImageSettings):
     def contradictions(self) -> list[Contradiction]:
         """Return prompts that say nothing."""
         problems = super().contradictions()
-        if any(not prompt.strip() for prompt in self.instance_prompt):
+        if any(says_nothing(prompt) for prompt in self.instance_prompt):
             text = "--instance_prompt: found an empty prompt, expected words."
             problems.append(Contradiction(text, ("instance_prompt",)))
         return problems

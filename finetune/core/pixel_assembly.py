@@ -50,7 +50,13 @@ def open_pictures(settings: DdpmSettings, accelerator: Accelerator) -> Pictures:
     """Open the run's pictures: a concept, a folder, a Hugging Face dataset, or the files of MNIST or CIFAR-10."""
     proportion_empty = settings.proportion_empty_labels if settings.class_conditional else 0.0
     if settings.data_format == "images":
-        images = open_source(settings, settings.resolution or RESOLUTION_PX, proportion_empty, accelerator)
+        images = open_source(
+            settings,
+            settings.resolution or RESOLUTION_PX,
+            proportion_empty,
+            accelerator,
+            needs_captions=settings.class_conditional,
+        )
         source = {"data_format": "images", **images.source.manifest()}
         return Pictures(images.dataset, source, settings.channels or (1 if images.dataset.grey_values else 3))
     assert settings.train_data_dir is not None, "a format of files has a folder"
@@ -76,7 +82,7 @@ def class_labels(settings: DdpmSettings, dataset: ConceptDataset) -> tuple[str, 
         return ()
     problems = []
     if "" in dataset.captions:
-        problems.append("some pictures have no caption. Put each class into a folder of its own, or leave this out.")
+        problems.append("no picture has a caption. Put each class into a folder of its own, or leave this out.")
     elif len(dataset.captions) < 2:
         problems.append(f"all pictures have the caption {dataset.captions[0]!r}. Leave this out.")
     if problems:

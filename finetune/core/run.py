@@ -27,6 +27,7 @@ from finetune.core import files, hub, processes, stops
 from finetune.core.checkpoint import Checkpoint, CheckpointStore, RunLock, RunState, RunStatus, prepare_run_folder
 from finetune.core.contradictions import TYPED
 from finetune.core.cost import Meter
+from finetune.core.data_problems import telling_data_problems
 from finetune.core.hardware import require
 from finetune.core.loop import GO_ON, train
 from finetune.core.memory import forecast
@@ -91,7 +92,10 @@ def _run(settings: Settings, build: Callable[[Settings, Accelerator], Method], r
     resume = settings.resume_from_checkpoint is not None
     if accelerator.is_main_process:
         goes_on = resume and not (settings.resume_from_checkpoint == "auto" and _is_new(run_dir))
-        prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=goes_on)
+        with telling_data_problems(settings, accelerator):
+            prepare_run_folder(run_dir, overwrite=settings.overwrite_output_dir, resume=goes_on)
+            with RunLock(run_dir):
+                pass  # nobody else is at work there; it is taken for the whole run below
     processes.wait(accelerator)
     with RunLock(run_dir, enabled=accelerator.is_main_process):
         status = RunStatus(run_dir)
@@ -110,7 +114,11 @@ def _run(settings: Settings, build: Callable[[Settings, Accelerator], Method], r
             raise Stopped(str(run_dir), text, exit_code=request.exit_code) from None
         if accelerator.is_main_process:
             files.write_bytes_atomic(run_dir / "settings.yaml", to_yaml(settings).encode())
-            files.write_json_atomic(run_dir / MANIFEST_NAME, _manifest(method, settings, store.run_id, accelerator))
+            manifest = _manifest(method, settings, store.run_id, accelerator)
+            files.write_json_atomic(run_dir / MANIFEST_NAME, manifest)
+            if skipped := manifest["data"].get("skipped"):
+                lines = "".join(f"{fault['where']}: {fault['reason']}\n" for fault in skipped)
+                files.write_bytes_atomic(run_dir / "skipped.txt", lines.encode("utf-8", "backslashreplace"))
             accelerator.print(plain_lines(_plan(method, settings, accelerator, run_dir)))
         if settings.push_to_hub and accelerator.is_main_process:
             hub.create_repository(settings)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from data.errors import OutputError
+from data.errors import OutputError, SettingsError
+from data.strict_yaml import read_yaml
 from finetune.core.option_groups import LENGTHS, OptimiseSettings, Settings
 
 # What may differ between a run and its continuation without changing what is learnt.
@@ -77,9 +78,10 @@ def refuse_changes(settings_file: Path, new: OptimiseSettings, num_processes: tu
     so that as many images as before are taken at once: a step's place in the run says which images are its own.
     """
     try:
-        old = yaml.safe_load(settings_file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OutputError(str(settings_file), f"expected the settings of the run to resume, but {error}.") from error
+        old = read_yaml(settings_file, "the settings of the run to resume")
+    except SettingsError as error:
+        told = [f"the settings of the run to resume: {problem}" for problem in error.problems]
+        raise OutputError(error.where, *told) from error
     if not isinstance(old, dict):
         raise OutputError(str(settings_file), f"found {old!r}, expected the settings of the run to resume.")
     refused = changed_settings(old, new).refused

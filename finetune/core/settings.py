@@ -166,6 +166,7 @@ class DdpmSettings(AverageSettings, NoiseSettings, UNetSettings, LoopSettings, I
             unused = {"um_per_px", "px_per_voxel", "center_crop"}
             unused |= {"held_out_fraction", "split_by", "dtd_split"}
             unused |= {"px_per_voxel", "aspect_buckets", "split_by", "dtd_split"}
+            unused |= {"caption_column", "default_caption", "skip_bad"}
             problems += [
                 self.idle(
                     name,

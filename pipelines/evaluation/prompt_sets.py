@@ -28,10 +28,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from data.concepts import CONCEPTS, load_concept
 from data.errors import SettingsError, nearest
+from data.strict_yaml import LARGE, read_yaml
+from data.texts import says_nothing
 from pipelines.evaluation.asked_claims import AskedClaim, read_claims
 from pipelines.evaluation.result import KINDS
 from pipelines.prompts import parse_seeds, read_prompts
@@ -39,6 +39,9 @@ from pipelines.prompts import parse_seeds, read_prompts
 CAPTION = "{caption}"  # stands for every caption of the run that is asked
 RINGS = ("class", "related", "unrelated")
 MOST_PROMPTS = 10_000
+MOST_IMAGES = 1_000_000  # that the seeds of a file ask for
+MOST_CHARACTERS = 5_000  # of a prompt; a text encoder reads 77 tokens
+MOST_STEPS = 1_000  # of an image, the timesteps that models are trained with
 _KEYS = ("negative_prompt", "sets", "rings", "claims")
 _ENTRY_KEYS = (
     "prompt",
@@ -129,11 +132,15 @@ def _from_yaml(path: Path) -> tuple[list[Prompt], tuple[AskedClaim, ...]]:
             else:
                 group = replace(default, group=name, ring=None if known is None else known.index(name))
                 for number, entry in enumerate(entries):
-                    prompts += _entry(entry, f"{where}[{number}]", group, problems)
+                    if len(prompts) <= MOST_PROMPTS:  # what is more is refused, and need not be made
+                        prompts += _entry(entry, f"{where}[{number}]", group, problems)
     claims = read_claims(content.get("claims", []), tuple(KINDS), problems)
     problems += [
         f"claims: {claim.text}: one evaluation is of one data. Leave data out." for claim in claims if claim.data
     ]
+    num_images = sum(len(prompt.seeds) for prompt in prompts if prompt.seeds)
+    if num_images > MOST_IMAGES:
+        problems.append(f"its seeds ask for {num_images:,} images, expected at most {MOST_IMAGES:,}. Ask for fewer.")
     if not prompts and not problems:
         problems.append("holds no prompt. Write sets: {name: [prompt, …]}, rings: {class: [prompt, …]}, or both.")
     if problems:
@@ -142,41 +149,14 @@ def _from_yaml(path: Path) -> tuple[list[Prompt], tuple[AskedClaim, ...]]:
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise SettingsError(str(path), f"byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
-    except OSError as error:
-        raise SettingsError(str(path), f"{error.strerror}. Expected a text or YAML file with prompts.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SettingsError(
-            str(path), f"not readable as YAML: {' '.join(str(error).split())}. Correct the syntax there."
-        ) from None
+    content = read_yaml(path, "a text or YAML file with prompts", most_bytes=LARGE)
     if not isinstance(content, dict):
         raise SettingsError(
             str(path),
             f"found {_shown(content)}, expected the keys {', '.join(_KEYS)}. "
             "A list with one prompt in each line is a text file: give it a name that ends with .txt.",
         )
-    repeated = _repeated_keys(node)
-    if repeated:  # yaml would silently keep the last
-        raise SettingsError(str(path), *[f"{key}: stands there twice. Keep one of the two." for key in repeated])
     return content
-
-
-def _repeated_keys(node: yaml.Node | None) -> list[str]:
-    found: list[str] = []
-    if isinstance(node, yaml.MappingNode):
-        keys = [str(key.value) for key, _ in node.value]
-        found += sorted({key for key in keys if keys.count(key) > 1})
-        for _, value in node.value:
-            found += _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            found += _repeated_keys(value)
-    return found
 
 
 def _entry(entry: object, where: str, group: Prompt, problems: list[str]) -> list[Prompt]:
@@ -195,10 +175,13 @@ def _entry(entry: object, where: str, group: Prompt, problems: list[str]) -> lis
         return []
     kind = "prompt" if "prompt" in entry else "template"
     text = _text(entry, kind, f"{where}.{kind}", problems)
-    if not text or not text.strip():
+    if not text or says_nothing(text):
         problems.append(f"{where}: its {kind} is empty; an empty prompt is written as negative_prompt only.")
         return []
     texts = [text]
+    if len(text) > MOST_CHARACTERS:
+        problems.append(f"{where}: its {kind} has {len(text):,} characters, expected at most {MOST_CHARACTERS:,}.")
+        return []
     if group.ring is not None and CAPTION in text:
         problems.append(f"{where}: {CAPTION} is what a run learns, and rings are what it should not forget. Move it.")
     if kind == "template":
@@ -224,6 +207,8 @@ def _fields(entry: Mapping[Any, Any], where: str, problems: list[str]) -> dict[s
         problems.append(f"{where}.over: found {_shown(over)}, expected fields with lists of words.")
         over = {}
     fields = {str(name): [str(word) for word in words] for name, words in over.items()}
+    if len(fields) < len(over):
+        problems.append(f"{where}.over: two of its fields have one name, as 1 and '1' have. Rename one.")
     concepts = entry.get("concepts")
     if concepts is None:
         return fields
@@ -231,9 +216,9 @@ def _fields(entry: Mapping[Any, Any], where: str, problems: list[str]) -> dict[s
         problems.append(f"{where}.concepts: found {_shown(concepts)}, expected a list of names of concepts.")
         return fields
     captions: list[str] = []
-    for name in concepts:
+    for name in dict.fromkeys(map(str, concepts)):
         try:
-            captions += load_concept(str(name), CONCEPTS).captions
+            captions += load_concept(name, CONCEPTS).captions
         except SettingsError as error:
             problems += [f"{where}.concepts: {problem}" for problem in error.problems]
     fields["concept"] = list(dict.fromkeys(captions))
@@ -250,6 +235,12 @@ def _filled(template: str, fields: Mapping[str, Sequence[str]], where: str, prob
         combinations *= len(words)
     if combinations > MOST_PROMPTS:
         problems.append(f"{where}: gives {combinations} prompts, expected at most {MOST_PROMPTS}.")
+        return []
+    longest = len(template) + sum(
+        template.count(f"{{{name}}}") * max(map(len, words), default=0) for name, words in fields.items()
+    )
+    if longest > MOST_CHARACTERS:
+        problems.append(f"{where}: gives prompts of {longest:,} characters, expected at most {MOST_CHARACTERS:,}.")
         return []
     names = list(fields)
     return [_replaced(template, dict(zip(names, words, strict=True))) for words in itertools.product(*fields.values())]
@@ -294,10 +285,10 @@ def _number(entry: Mapping[Any, Any], key: str, where: str, problems: list[str],
     found = entry.get(key)
     if found is None:
         return None
-    least = 1 if kind is int else 0
+    least, most = (1, MOST_STEPS) if kind is int else (0, 1_000)
     fits = isinstance(found, int if kind is int else int | float) and not isinstance(found, bool)
-    if not fits or not least <= found < float("inf"):
-        problems.append(f"{where}.{key}: found {_shown(found)}, expected a number of {least} or more.")
+    if not fits or not least <= found <= most:
+        problems.append(f"{where}.{key}: found {_shown(found)}, expected a number from {least} to {most}.")
         return None
     return kind(found)
 

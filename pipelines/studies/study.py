@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.errors import SettingsError, nearest
+from data.strict_yaml import read_yaml
 from pipelines.evaluation.asked_claims import AskedClaim, read_claims
 from pipelines.evaluation.result import KINDS
 
@@ -135,12 +134,7 @@ def read_study(path: Path) -> Study:
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(str(path), f"{error.strerror}. Expected the YAML file of a study.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(str(path), f"not readable as YAML in UTF-8: {' '.join(str(error).split())}.") from None
+    content = read_yaml(path, "the YAML file of a study")
     if not isinstance(content, dict):
         raise SettingsError(str(path), f"found {type(content).__name__}, expected the keys {', '.join(_KEYS)}.")
     return content

@@ -202,7 +202,8 @@ CAPTIONS: dict[str, tuple[Tree, dict[str, str], str]] = {  # files, faults, the 
     "no caption": ({}, {}, ""),
     "UTF-16": ({"a.txt": WORDS.encode("utf-16")}, {"a.txt": "is UTF-16"}, ""),
     "Latin-1": ({"a.txt": "tiss\xe9".encode("latin-1")}, {"a.txt": "is not UTF-8"}, ""),
-    "an empty file": ({"a.txt": b""}, {"a.txt": "the file is empty"}, ""),
+    "an empty file": ({"a.txt": b""}, {"a.txt": "is empty. Write a caption"}, ""),
+    "no-break spaces": ({"a.txt": "\u00a0\u2003"}, {"a.txt": "is empty. Write a caption"}, ""),
     "blanks": ({"a.txt": " \t "}, {"a.txt": "is empty. Write a caption"}, ""),
     "a line end alone": ({"a.txt": "\n"}, {"a.txt": "is empty. Write a caption"}, ""),
     "two lines": ({"a.txt": "one\ntwo"}, {"a.txt": "holds 2 lines"}, ""),
@@ -271,10 +272,16 @@ def test_pictures_without_captions_train_under_a_prompt_only(tmp_path: Path) -> 
     asks = "training asks for --instance_prompt, one prompt for all."
     assert f"No image has a caption: {asks}" in found["warnings"]  # type: ignore[operator]
     tree: Tree = {f"{letter}.png": encoded(picture(number)) for number, letter in enumerate("abcdef")}
-    _, found, page = check(grow(tmp_path / "some", {**tree, "c.txt": "words"}))
-    warning = f"5 of 6 images have no caption (a.png, b.png, d.png and 2 more): {asks}"
-    assert warning in found["warnings"]  # type: ignore[operator]
-    assert warning in page
+    folder = grow(tmp_path / "some", {**tree, "c.txt": "words"})
+    code, found, page = check(folder)
+    assert (code, trains(folder)) == (3, False)
+    told = faults_of(found)
+    assert told.keys() == {f"{letter}.png" for letter in "abdef"}
+    assert told["a.png"] == "has no caption, and other images have one. Write a.txt beside it."
+    assert told["a.png"] in page
+    code, found, _ = check(folder, "--instance_prompt", "a w17h3r surface")
+    assert (code, trains(folder, needs_captions=False)) == (0, True)
+    assert found["verdict"] == "Training would go on with this data."
 
 
 def test_captions_that_are_too_long_are_counted(tmp_path: Path) -> None:

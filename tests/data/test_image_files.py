@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.image_files import ImageFile, _natural, find_images, read_folder
+from data.image_files import ImageFile, _natural, find_images, survey_folder
 
 Tree = dict[str, bytes | str]
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -56,8 +56,8 @@ GOOD: dict[str, tuple[Tree, Found, list[str]]] = {  # tree, pictures, what is sk
         [],
     ),
     "txt before the class": (
-        {"woven/a.png": PICTURE, "woven/a.txt": "a twill", "woven/b.png": PICTURE},
-        [("woven/a.png", "a twill", "woven"), ("woven/b.png", "woven", "woven")],
+        {"woven/a.png": PICTURE, "woven/a.txt": "a twill", "woven/b.png": PICTURE, "woven/b.caption": "a satin"},
+        [("woven/a.png", "a twill", "woven"), ("woven/b.png", "a satin", "woven")],
         [],
     ),
     "txt with a byte order mark and another script": (
@@ -110,9 +110,9 @@ GOOD: dict[str, tuple[Tree, Found, list[str]]] = {  # tree, pictures, what is sk
         [("waffled/a.png", "waffled", "waffled")],
         ["._a.png", ".cache", ".DS_Store", "README.txt", "Thumbs.db", "waffled/.directory"],
     ),
-    "two pictures that share a txt": (
-        {"a.png": PICTURE, "a.jpg": PICTURE, "a.txt": "both"},
-        [("a.jpg", "both", ""), ("a.png", "both", "")],
+    "kohya's folder, with captions of its own": (
+        {"10_weave/a.png": PICTURE, "10_weave/a.txt": "a twill"},
+        [("10_weave/a.png", "a twill", "10_weave")],
         [],
     ),
 }
@@ -122,9 +122,10 @@ GOOD: dict[str, tuple[Tree, Found, list[str]]] = {  # tree, pictures, what is sk
 def test_pictures_are_found_with_their_words_and_the_rest_is_counted(tmp_path: Path, name: str) -> None:
     tree, expected, skipped = GOOD[name]
     folder = grow(tmp_path / "data", tree)
-    found = read_folder(folder)
+    found = survey_folder(folder)
+    assert not found.faults
     assert [(image.name, image.caption, image.label) for image in found.images] == expected
-    assert [path.relative_to(folder).as_posix() for path in found.skipped] == skipped
+    assert [path.relative_to(folder).as_posix() for path in found.ignored] == skipped
     assert find_images(folder) == list(found.images)
     assert all(image.content() == PICTURE for image in found.images)
 
@@ -163,21 +164,21 @@ BAD: dict[str, tuple[Tree, list[str]]] = {  # tree, a part of each problem, in o
     ),
     "rows that cannot be read": (
         {
-            "a.png": PICTURE,
+            **{f"{name}.png": PICTURE for name in ("a", "b5", "b7", "b8", "b11", "b12")},
             "metadata.jsonl": b"\n".join(
                 [
                     rows(("a.png", "one")).strip().encode(),
                     b'{"file_name": "b.png", ',
                     b'["b.png", "two"]',
                     b'{"file_name": "b.png", "text": "caf\xe9"}',
-                    b'{"file_name": "b.png"}',
+                    b'{"file_name": "b5.png", "prompt": "one"}',
                     b'{"file_name": 3, "text": null}',
-                    b'{"file_name": "b.png", "text": "  "}',
-                    b'{"file_name": "b.png", "text": "one", "text": "two"}',
+                    b'{"file_name": "b7.png", "text": " \\u00a0 "}',
+                    b'{"file_name": "b8.png", "text": "one", "text": "two"}',
                     b'{"file_name": "../b.png", "text": "one"}',
                     b'{"file_name": "/b.png", "text": "one"}',
-                    b'{"file_name": "b.png", "text": "\\ud800"}',
-                    b'{"file_name": "b.png", "text": "a\\u0000b"}',
+                    b'{"file_name": "b11.png", "text": "\\ud800"}',
+                    b'{"file_name": "b12.png", "text": "a\\u0000b"}',
                     b"[" * 100_000,
                 ]
             ),
@@ -186,15 +187,16 @@ BAD: dict[str, tuple[Tree, list[str]]] = {  # tree, a part of each problem, in o
             "metadata.jsonl:2: is no JSON",
             "metadata.jsonl:3: found ['b.png', 'two'], expected {",
             "metadata.jsonl:4: is not UTF-8 (byte 35 of the line)",
-            "metadata.jsonl:5: has no text",
-            "metadata.jsonl:6: found file_name 3, expected text; found text None, expected text",
-            "metadata.jsonl:7: the text is empty",
-            "metadata.jsonl:8: gives text twice",
+            "metadata.jsonl:5: has no text (found file_name, prompt). Give the key of the captions as --caption_column",
+            "metadata.jsonl:6: found file_name 3, expected text",
+            "metadata.jsonl:8: gives 'text' twice",
             "metadata.jsonl:9: found file_name '../b.png', expected a path inside the folder",
             "metadata.jsonl:10: found file_name '/b.png'",
             "metadata.jsonl:11: text '\\ud800' is no valid Unicode",
             "metadata.jsonl:12: text holds a NUL character",
             "metadata.jsonl:13: is no JSON",
+            "b8.png: is not named in metadata.jsonl",
+            "metadata.jsonl:7: the text of b7.png is empty",
         ],
     ),
     "metadata in UTF-16": (
@@ -215,21 +217,25 @@ BAD: dict[str, tuple[Tree, list[str]]] = {  # tree, a part of each problem, in o
     ),
     "txt that cannot be read": (
         {
-            **{f"{letter}.png": PICTURE for letter in "abcdef"},
+            **{f"{letter}.png": PICTURE for letter in "abcdefgh"},
             "a.txt": b"",
             "b.txt": b" \n\t\n",
             "c.txt": "caf\xe9".encode("latin-1"),
             "d.txt": "words".encode("utf-16"),
             "e.txt": "one\ntwo\n",
             "f.txt": "a\0b",
+            "g.txt": "\u00a0\u200b\ufeff",
+            "h.txt": "woven " * 11_666 + "able",
         },
         [
-            "a.txt: the file is empty",
-            "b.txt: is empty",
             "c.txt: is not UTF-8 (byte 0xe9 at 3)",
             "d.txt: is UTF-16",
             "e.txt: holds 2 lines, expected one caption",
             "f.txt: the text holds a NUL character",
+            "h.txt: has 70,000 bytes, expected one caption",
+            "a.txt: is empty",
+            "b.txt: is empty",
+            "g.txt: is empty",
         ],
     ),
     "pictures beside class folders": (
@@ -256,6 +262,37 @@ BAD: dict[str, tuple[Tree, list[str]]] = {  # tree, a part of each problem, in o
     "captions in another format": (
         {"a.png": PICTURE, "metadata.csv": "file_name,text\na.png,one\n"},
         ["metadata.csv: captions of this format are not read"],
+    ),
+    "some pictures of a class without a txt": (
+        {"woven/a.png": PICTURE, "woven/a.txt": "a twill", "woven/b.png": PICTURE, "woven/c.png": PICTURE},
+        ["woven/b.png: has no caption, and other images have one. Write b.txt", "woven/c.png: has no caption"],
+    ),
+    "a txt that is named otherwise": (
+        {"a.png": PICTURE, "a.txt": "one", "b.png": PICTURE, "B.txt": "two", "c.png": PICTURE, "c.png.txt": "three"},
+        [
+            "b.png: has no caption; found B.txt, expected b.txt. Rename it",
+            "c.png: has no caption; found c.png.txt, expected c.txt",
+        ],
+    ),
+    "two pictures that share a txt": (
+        {"a.png": PICTURE, "a.jpg": PICTURE, "a.txt": "both"},
+        ["a.txt: lies beside a.jpg, a.png, and which of them it describes is not known"],
+    ),
+    "kohya's folder": (
+        {"10_weave/a.png": PICTURE, "10_weave/b.png": PICTURE},
+        ["10_weave: is named as some trainers name a folder whose images are seen 10 times in an epoch"],
+    ),
+    "a class whose name shows nothing": (
+        {"\u00a0/a.png": PICTURE, "woven/b.png": PICTURE},
+        ["'\\xa0': the name of this folder shows nothing"],
+    ),
+    "another key in every row": (
+        {
+            "a.png": PICTURE,
+            "b.png": PICTURE,
+            "metadata.jsonl": '{"file_name": "a.png", "prompt": "one"}\n{"file_name": "b.png", "prompt": "two"}',
+        },
+        ["metadata.jsonl: no row has text (found file_name, prompt). Give the key of the captions as --caption_column"],
     ),
     "pictures in another format": (
         {"a.png": PICTURE, "b.HEIC": PICTURE, "c.gif": PICTURE},
@@ -357,3 +394,20 @@ def test_a_row_may_name_a_group(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(text.replace("7", "[7]"))
     with pytest.raises(DataError, match=r"metadata\.jsonl:2: found group \[7\], expected text or a whole number"):
         find_images(tmp_path)
+
+
+def test_the_key_of_captions_is_that_of_the_option(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "prompt": "one", "text": "two"}')
+    assert [image.caption for image in survey_folder(tmp_path, "prompt").images] == ["one"]
+    assert [image.caption for image in survey_folder(tmp_path).images] == ["two"]
+    (tmp_path / "metadata.jsonl").unlink()
+    (fault,) = survey_folder(tmp_path, "prompt").faults
+    assert "--caption_column prompt names a key of metadata.jsonl, and there is none here" in fault.reason
+
+
+def test_repeats_that_are_not_applied_are_told(tmp_path: Path) -> None:
+    grow(tmp_path, {"5_weave/a.png": PICTURE, "5_weave/a.txt": "a twill", "1_knit/b.png": PICTURE, "1_knit/b.txt": "b"})
+    assert survey_folder(tmp_path).notes == (
+        "repeats     1_knit, 5_weave: the number is not applied; each image is seen once in an epoch",
+    )

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from data.errors import MOST_SHOWN
 from data.tif.slice_folders import open_slice_folder
 from data.volume_specs import VolumeError
 from tests.tif_variants import voxels_of
@@ -151,7 +152,15 @@ def test_all_bad_slices_are_told_at_once(tmp_path: Path) -> None:
         (tmp_path / f"s_{number}.tif").write_bytes(b"")
     with pytest.raises(VolumeError) as refusal:
         open_slice_folder(tmp_path)
-    assert refusal.value.problems[-1] == "and 20 more"
+    assert len(refusal.value.problems) == 30
+    for number in range(30, 130):
+        (tmp_path / f"s_{number}.tif").write_bytes(b"")
+    with pytest.raises(VolumeError) as refusal:
+        open_slice_folder(tmp_path)
+    first, *shown, last = str(refusal.value).splitlines()
+    assert first.endswith(": 130 problems")
+    assert len(shown) == MOST_SHOWN
+    assert last == "  and 30 more"
 
 
 def test_the_voxel_size_is_that_of_all_slices(tmp_path: Path) -> None:

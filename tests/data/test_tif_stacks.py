@@ -10,9 +10,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -21,17 +19,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.tif.stacks
-from data.tif.stacks import Stack, map_voxels, open_stack
+from data.tif.stacks import map_voxels, open_stack
 from data.volume_specs import VolumeError
-from tests.tif_variants import BAD, GOOD, SHAPE, by_tifffile, cut, voxels_of
+from tests.tif_variants import (
+    BAD,
+    GOOD,
+    SHAPE,
+    assert_harmless,
+    by_tifffile,
+    compression_at,
+    cut,
+    read,
+    voxels_of,
+    whole_file,
+)
 
 ROOT = Path(__file__).parents[2]
-
-
-def read(stack: Stack) -> np.ndarray:
-    if stack.offset is not None:
-        return np.array(map_voxels(stack.path, stack.offset, stack.dtype, stack.shape))
-    return np.stack(list(stack.slices()))
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -79,14 +82,6 @@ def silence() -> Iterator[None]:
     assert not records
 
 
-@cache
-def whole_file(name: str) -> bytes:
-    with TemporaryDirectory() as folder:
-        dtype, write, _ = GOOD[name]
-        write(Path(folder) / "a.tif", voxels_of(dtype))
-        return (Path(folder) / "a.tif").read_bytes()
-
-
 @settings(deadline=None, max_examples=250, derandomize=True)
 @given(name=st.sampled_from(sorted(GOOD)), share=st.floats(0, 1), back=st.integers(0, 40), from_end=st.booleans())
 def test_a_tif_cut_anywhere_is_identical_or_refused(
@@ -107,18 +102,6 @@ def test_a_tif_cut_anywhere_is_identical_or_refused(
     np.testing.assert_array_equal(voxels, voxels_of(GOOD[name][0]))
 
 
-def compression_at(path: Path, byte: int) -> int | None:
-    """How the voxels are compressed in which a byte lies; None for a byte that is not of voxels."""
-    with tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
-        behind_one_page = len(series.pages) == 1 and series.dataoffset is not None
-        for page in series.pages:
-            for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-                if start <= byte < start + (series.nbytes if behind_one_page else count):
-                    return int(page.compression)
-    return None
-
-
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(name=st.sampled_from(sorted(GOOD)), place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_harmless_or_a_voxel_that_no_checksum_guards(
@@ -136,16 +119,7 @@ def test_a_changed_byte_is_refused_or_harmless_or_a_voxel_that_no_checksum_guard
             voxels = read(open_stack(path))
         except VolumeError:
             return
-    truth = voxels_of(GOOD[name][0])
-    assert (voxels.shape, voxels.dtype.name) == (truth.shape, truth.dtype.name)
-    equal = (voxels == truth) | (np.isnan(voxels) if voxels.dtype.kind == "f" else False)
-    num_voxels, num_slices = int((voxels != truth).sum()), int((~equal).any(axis=(1, 2)).sum())
-    if compression == tifffile.COMPRESSION.NONE:  # one byte is a part of one voxel
-        assert num_voxels <= 1
-    elif compression == tifffile.COMPRESSION.LZW:  # which has no checksum either: what follows in the strip is lost
-        assert num_slices <= 1
-    else:
-        assert num_voxels == 0
+    assert_harmless(voxels, voxels_of(GOOD[name][0]), compression)
 
 
 def test_a_warning_of_the_reader_refuses_the_file_unless_it_is_accepted(
@@ -165,6 +139,13 @@ def test_a_warning_of_the_reader_refuses_the_file_unless_it_is_accepted(
     assert stack.notes == ("tifffile warns: a tag is strange",)
     np.testing.assert_array_equal(read(stack), voxels_of())
     assert not caplog.records
+
+
+def test_an_orientation_that_is_not_applied_is_told(tmp_path: Path) -> None:
+    for value, told in ((1, ()), (3, ("says Orientation 3, which is not applied",))):
+        by_tifffile(extratags=[(274, "H", 1, value)])(tmp_path / "a.tif", voxels_of())
+        notes = open_stack(tmp_path / "a.tif").notes
+        assert tuple(note.split(":")[0] for note in notes) == told
 
 
 @pytest.mark.parametrize("name", ["cut ImageJ", "last page lost", "middle page skipped", "page without data"])

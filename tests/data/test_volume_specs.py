@@ -17,7 +17,7 @@ def test_specs_have_defaults_and_need_no_file(tmp_path: Path) -> None:
         "compacted": "dry_compacted.tif",
         "injected": "injected.tif",
     }
-    assert specs["dry"] == VolumeSpec("dry", tmp_path / "dry.tif", MAP)
+    assert specs["dry"] == VolumeSpec("dry", tmp_path / "dry.tif", MAP, planes_are_declared=False)
 
 
 def test_volumes_yaml_overrides_only_what_it_says(tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_volumes_yaml_overrides_only_what_it_says(tmp_path: Path) -> None:
         (359, 702, 970),
         accept_warnings=True,
     )
-    assert specs["compacted"] == VolumeSpec("compacted", tmp_path / "slices", MAP)
-    assert specs["injected"] == VolumeSpec("injected", tmp_path / "injected.tif", MAP)
+    assert specs["compacted"] == VolumeSpec("compacted", tmp_path / "slices", MAP, planes_are_declared=False)
+    assert specs["injected"] == VolumeSpec("injected", tmp_path / "injected.tif", MAP, planes_are_declared=False)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_volumes_yaml_overrides_only_what_it_says(tmp_path: Path) -> None:
         ("[dry, injected]", "expected one mapping"),
         ("dry: {file: a.tif}\ninjected: {file: a.tif}", "injected and dry are both read from a.tif"),
         ("dry: {file: injected.tif}", "injected and dry are both read from injected.tif"),
-        ("dry: {file: [", "cannot be read as YAML"),
-        ("dry: 2024-13-01", "cannot be read as YAML"),
-        ("[" * 1_000, "cannot be read as YAML"),
-        ("dry: {file: a.tif}\ndry: {file: b.tif}", "dry stands there twice"),
-        ("dry: {file: a.tif, file: b.tif}", "dry.file stands there twice"),
+        ("dry: {file: [", "line 1: not readable as YAML"),
+        ("dry: 2024-13-01", "dry: found '2024-13-01', expected a mapping"),
+        ("[" * 1_000, "is nested more than"),
+        ("dry: {file: a.tif}\ndry: {file: b.tif}", "line 2: dry: stands there twice, first in line 1"),
+        ("dry: {file: a.tif, file: b.tif}", "line 1: file: stands there twice"),
     ],
 )
 def test_mistakes_in_volumes_yaml_are_named(text: str, words: str, tmp_path: Path) -> None:

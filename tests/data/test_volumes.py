@@ -8,7 +8,7 @@ import tifffile
 
 from data.tif.writer import write_stack
 from data.volume_specs import PLANES, VolumeError, VolumeSpec, read_volume_specs
-from data.volumes import open_volume
+from data.volumes import open_volume, plane_notes
 from tests.tif_variants import BAD, GOOD, SHAPE, by_tifffile, voxels_of
 
 MAP = {"thickness": 0, "warp": 1, "weft": 2}
@@ -58,6 +58,38 @@ def test_a_missing_volume_is_told_with_what_lies_there(tmp_path: Path) -> None:
     by_tifffile()(tmp_path / "scan7.tif", voxels_of())
     with pytest.raises(VolumeError, match=r"missing.*beside it are scan7\.tif"):
         open_volume(read_volume_specs(tmp_path)["dry"])
+
+
+@pytest.mark.parametrize("name", ["DRY.TIF", "Dry.tiff", "dry"])
+def test_a_volume_under_nearly_its_name_is_named(tmp_path: Path, name: str) -> None:
+    if name == "dry":
+        (tmp_path / name).mkdir()
+    else:
+        by_tifffile()(tmp_path / name, voxels_of())
+    with pytest.raises(VolumeError, match=rf"the file is missing; found {name} instead\. Say file: {name} of"):
+        open_volume(read_volume_specs(tmp_path)["dry"])
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(VolumeError, match=r"compacted.tif: the file is missing; (beside it are|no tif is in)"):
+        open_volume(read_volume_specs(tmp_path)["compacted"])
+
+
+def test_voxels_that_are_no_numbers_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voxels = voxels_of("float32")
+    voxels[2, 3, 4:7], voxels[5, 1, 1] = np.nan, np.inf
+    by_tifffile()(tmp_path / "a.tif", voxels)
+    (note,) = open_volume(spec_of(tmp_path / "a.tif")).notes
+    assert note == ("of its 960 voxels 3 are NaN and show as black and 1 are infinite and show as black or white")
+    assert note in capsys.readouterr().err
+
+
+def test_planes_that_nobody_declared_are_told(tmp_path: Path) -> None:
+    by_tifffile()(tmp_path / "dry.tif", voxels_of())
+    volume = open_volume(read_volume_specs(tmp_path)["dry"])
+    assert plane_notes([volume]) == [
+        "dry.tif: volumes.yaml says no planes, so they are taken as thickness along Z, warp along Y, weft along X"
+    ]
+    (tmp_path / "volumes.yaml").write_text("dry: {planes: {thickness: 0, warp: 1, weft: 2}}")
+    assert plane_notes([open_volume(read_volume_specs(tmp_path)["dry"])]) == []
 
 
 def test_a_folder_of_slices_that_volumes_yaml_names_is_a_volume(tmp_path: Path) -> None:

@@ -436,6 +436,29 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no adapter": (lambda path: rewrite(path, {"conv_in.weight": torch.zeros(2, 2)}), "0 first and 0 second factors"),
     "a factor missing": (without("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_B"), "first and"),
+    "one factor under another name": (
+        renamed(
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_B",
+            "tnet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_B",
+        ),
+        "lacks 1 factors of the layers that it adapts: unet.down_blocks.0",
+    ),
+    "a factor without axes": (
+        lambda path: rewrite(
+            path,
+            {k: t.sum() if "attn2.to_k.lora_A" in k else t for k, t in load_file(path).items()},
+            read_adapter_metadata(path),
+        ),
+        "of its layers do not exist in this model, or have other sizes",
+    ),
+    "numbers that are not finite": (
+        lambda path: rewrite(
+            path,
+            {k: t * float("nan") if "mid_block" in k else t for k, t in load_file(path).items()},
+            read_adapter_metadata(path),
+        ),
+        "holds numbers that are not finite",
+    ),
     "a layer of another model": (
         renamed("mid_block", "end_block"),
         "4 of its layers do not exist|8 of its layers do not",

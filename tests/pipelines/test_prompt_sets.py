@@ -97,7 +97,7 @@ def test_braces_of_a_plain_prompt_are_kept(tmp_path: Path) -> None:
         ),
         ("sets: {a: [{prompt: x, sedes: 1}]}", ("sets.a[0].sedes: unknown key", "seeds")),
         ("sets: {a: [{prompt: x, seeds: 7-3}]}", ("sets.a[0].seeds", "7-3")),
-        ("sets: {a: [{prompt: x, num_inference_steps: 0}]}", ("num_inference_steps", "1 or more")),
+        ("sets: {a: [{prompt: x, num_inference_steps: 0}]}", ("num_inference_steps", "a number from 1 to 1000")),
         ("sets: {a: [{prompt: x, num_inference_steps: 1.5}]}", ("num_inference_steps: found 1.5",)),
         ("sets: {a: [{prompt: x, guidance_scale: -1}]}", ("guidance_scale: found -1",)),
         ("sets: {a: [{prompt: x, guidance_scale: .inf}]}", ("guidance_scale: found inf",)),

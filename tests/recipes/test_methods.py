@@ -354,8 +354,10 @@ MISTAKES = {
         2,
         ("--instance_prompt", "found 2 prompts, expected 1, or 3", "'a striped texture'"),
     ),
-    "no captions": Mistake("full_unet", "pictures", (), 2, ("--instance_prompt", "no caption", "NAME.txt")),
-    "no captions and no identifier": Mistake("lora_dreambooth", "pictures", (), 2, ("--instance_prompt", "missing")),
+    "no captions": Mistake("full_unet", "pictures", (), 2, ("--instance_prompt", "no image has a caption", "NAME.txt")),
+    "no captions and no identifier": Mistake(
+        "lora_dreambooth", "pictures", (), 2, ("--instance_prompt", "no image has a caption")
+    ),
     # where images come from
     "no source": Mistake("full_unet", "", (), 2, ("--concept", "missing", "--train_data_dir", "--dataset_name")),
     "two sources": Mistake(
