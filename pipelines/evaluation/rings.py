@@ -18,7 +18,6 @@ from pipelines.evaluation.opener import PipelineOpener
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.prompt_sets import RINGS
 from pipelines.evaluation.result import Drifted, Score
-from pipelines.metrics.adherence import fit_leak_head, leak_rate
 from pipelines.metrics.colour import colour_retention
 from pipelines.metrics.estimates import difference
 from pipelines.metrics.forgetting import (
@@ -32,6 +31,7 @@ from pipelines.metrics.forgetting import (
     prior_distance,
     prior_likeness,
 )
+from pipelines.metrics.heads import fit_leak_head, leak_rate
 from pipelines.whole_files import write_text
 
 

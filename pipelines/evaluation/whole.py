@@ -23,7 +23,7 @@ from pipelines.evaluation.grid import Asked, Sampling, asked_of
 from pipelines.evaluation.judging import Effort, judge
 from pipelines.evaluation.plan import Axes, Plan, make_plan
 from pipelines.evaluation.prompt_sets import Prompt, PromptFile
-from pipelines.evaluation.real_images import captions_of, num_captions_left_out
+from pipelines.evaluation.real_images import NUM_REAL, captions_of, num_captions_left_out
 from pipelines.evaluation.states import AskedRun, State
 from pipelines.evaluation.store import ImageStore
 from pipelines.evaluation.workers import draw_batches
@@ -49,7 +49,7 @@ class Tier:
 
 TIERS = {
     "smoke": Tier(8, 1, Effort(num_real=32, num_searched=500, num_timesteps=4, images_per_prompt=4)),
-    "standard": Tier(16, None, Effort(num_real=64, num_searched=2000, num_timesteps=8, images_per_prompt=16)),
+    "standard": Tier(16, None, Effort(num_real=NUM_REAL, num_searched=2000, num_timesteps=8, images_per_prompt=16)),
     "full": Tier(100, None, Effort(num_real=512, num_searched=5000, num_timesteps=8, images_per_prompt=32)),
 }
 
@@ -145,7 +145,10 @@ def evaluate(request: Request) -> Path | None:
     for line in result.statements:
         print(line)
     for verdict in result.verdicts:
-        print(f"{verdict.run}: {verdict.learnt}; {verdict.forgot}; {verdict.copied}. Checkpoint: {verdict.reason}")
+        rung = "" if verdict.rung is None else f" {verdict.rung} of 4."
+        print(f"{verdict.run}:{rung} {verdict.learnt} {verdict.forgot} {verdict.copied} Checkpoint: {verdict.reason}")
+        if verdict.advice:
+            print(f"  Next: {verdict.advice}")
     return page
 
 

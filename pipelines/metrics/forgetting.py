@@ -28,8 +28,8 @@ from pipelines.metrics.distances import (
 )
 from pipelines.metrics.diversity import PairwiseDistance
 from pipelines.metrics.estimates import mean_over_prompts, prompt_seed, ratio_over_prompts, written
-from pipelines.metrics.fidelity import split_null
 from pipelines.metrics.inputs import check_widths, checked_features, checked_pictures
+from pipelines.metrics.permutations import split_null
 from pipelines.spaces import LatentSpace
 
 NUM_TIMESTEPS = 8

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from data.errors import DataError
-from pipelines.metrics.adherence import (
+from pipelines.metrics.heads import (
     CONCEPT,
     Labelled,
     adherence,

@@ -1,0 +1,121 @@
+"""Which caption a picture shows, by the real pictures of each, or that it shows none of them.
+
+A classifier that has to choose names a caption for any picture, for a yellow star among grey slices too. This one may
+say "none of these": of a picture that is farther from the real pictures of its caption than nearly all held-out ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import DataError
+from pipelines.metrics.distances import Estimate, unit_vectors
+from pipelines.metrics.estimates import mean_share
+from pipelines.metrics.heads import Head, Labelled, fit_head
+from pipelines.metrics.inputs import checked_features
+
+NONE_OF_THESE = "none of these"
+REJECTED_QUANTILE = 0.95  # of held-out real pictures, so that one in twenty of them is rejected
+NUM_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Namer:
+    """captions: those it knows, sorted. head: what tells them apart; None where there is one only.
+
+    directions: by caption, unit vectors of its training pictures. reach: by caption, how far from these a picture may
+    be. held_out: features of the held-out real pictures by caption.
+    """
+
+    captions: tuple[str, ...]
+    head: Head | None
+    directions: Mapping[str, np.ndarray]
+    reach: Mapping[str, float]
+    held_out: Mapping[str, np.ndarray]
+
+    @classmethod
+    def fit(cls, training: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], *, extractor_id: str) -> Namer:
+        """Return the namer of real pictures, features (n, D) by caption, the same captions on both sides.
+
+        The reach of a caption is the distance that REJECTED_QUANTILE of its held-out pictures stay within. Raises
+        DataError for features that are not finite or of different widths.
+        """
+        captions = tuple(sorted(training))
+        directions = {c: unit_vectors(checked_features(training[c], f"training pictures of {c!r}")) for c in captions}
+        reach = {c: float(np.quantile(_distance(directions[c], held_out[c]), REJECTED_QUANTILE)) for c in captions}
+        head = None
+        if len(captions) > 1:
+            head = fit_head("caption", Labelled.of(training), Labelled.of(held_out), extractor_id=extractor_id)
+        return cls(captions, head, directions, reach, held_out)
+
+    @property
+    def chance(self) -> float:
+        """How often a guess among the captions is right; a half where there is one, which is then there or is not."""
+        return 1 / max(2, len(self.captions))
+
+    def names(self, features: np.ndarray) -> np.ndarray:
+        """Return a caption, or NONE_OF_THESE, for each row of features (N, D)."""
+        rows = checked_features(features, "pictures to name")
+        named = np.full(len(rows), self.captions[0]) if self.head is None else self.head.classifier.predict(rows)
+        found = np.array(named, dtype=object)
+        for caption in self.captions:
+            of_it = np.flatnonzero(named == caption)
+            if len(of_it):
+                found[of_it[_distance(self.directions[caption], rows[of_it]) > self.reach[caption]]] = NONE_OF_THESE
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Naming:
+    """What drawn pictures are named. The captions that were asked count alike, however many pictures each has.
+
+    right: share of the drawn pictures that are named after their own caption: "right caption" everywhere. real_right:
+    of held-out real ones. none: share of the drawn pictures that show none of the captions. counts: (K, K + 1), rows by
+    the caption asked for, columns by the one named, in the order of captions, the last for none of these. real_counts:
+    by caption, of how many held-out pictures how many are named rightly. chance: see `Namer.chance`.
+    """
+
+    captions: tuple[str, ...]
+    right: Estimate
+    real_right: Estimate
+    none: Estimate
+    counts: np.ndarray
+    real_counts: tuple[tuple[int, int], ...]
+    chance: float
+    classifier: str
+
+
+def naming(namer: Namer, drawn: Mapping[str, np.ndarray], *, seed: int = 0) -> Naming:
+    """Return what the drawn pictures of each caption, features (n, D), are named.
+
+    Raises DataError for captions that the namer does not know, and for no picture.
+    """
+    if unknown := sorted(set(drawn) - set(namer.captions)):
+        raise DataError("right caption", f"asks for {', '.join(unknown)}; real ones: {', '.join(namer.captions)}.")
+    named = {caption: namer.names(features) for caption, features in drawn.items() if len(features)}
+    real = {caption: namer.names(namer.held_out[caption]) == caption for caption in namer.captions}
+    columns = (*namer.captions, NONE_OF_THESE)
+    return Naming(
+        namer.captions,
+        mean_share([named[c] == c for c in named], seed=seed, purpose="right caption"),
+        mean_share([real[c] for c in named], seed=seed, purpose="right caption, real"),
+        mean_share([named[c] == NONE_OF_THESE for c in named], seed=seed, purpose=NONE_OF_THESE),
+        np.array([[_count(named.get(row), column) for column in columns] for row in namer.captions]),
+        tuple((int(real[c].sum()), len(real[c])) for c in namer.captions),
+        namer.chance,
+        "one caption" if namer.head is None else namer.head.kind,
+    )
+
+
+def _count(named: np.ndarray | None, column: str) -> int:
+    return 0 if named is None else int((named == column).sum())
+
+
+def _distance(directions: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """The mean distance of pictures (N, D) to the nearest training pictures of a caption, (N,)."""
+    squares = np.clip(2 - 2 * (unit_vectors(features) @ directions.T), 0, None)
+    nearest = min(NUM_NEIGHBOURS, squares.shape[1])
+    return np.asarray(np.sqrt(np.partition(squares, nearest - 1, axis=1)[:, :nearest]).mean(1))
