@@ -82,7 +82,7 @@ def reconstruct(space: Space, pixels: np.ndarray, progress: Callable[[int], obje
 
 
 def round_trips(space: Space) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what gives pictures, float32 (N, H, W, 3) in [0, 1], after encoding and decoding; each set is made once."""
+    """Return what gives pictures, float32 (N, H, W, 3) in [0, 1], after encoding and decoding, each set once."""
     known: dict[bytes, np.ndarray] = {}
 
     def through(pictures: np.ndarray) -> np.ndarray:

@@ -67,9 +67,10 @@ _VERDICT = {
     "rung.4": ("not told apart", "indiscernable"),
     "rungs": ("rungs of the verdict", "échelons du verdict"),
     "verdict.note": (
-        "Five rungs: unchanged (as the base draws), moved, recognisable (a classifier of real images, which may say none "
-        "of these, names the right caption more often than a guess), overlapping (as many real images have a drawn "
-        "neighbour as have a real one), not told apart (no classifier tells drawn from real). Green from overlapping on.",
+        "Five rungs: unchanged (as the base draws), moved, recognisable (a classifier of real images, which may say "
+        "none of these, names the right caption more often than a guess), overlapping (as many real images have a "
+        "drawn neighbour as have a real one), not told apart (no classifier tells drawn from real). Green from "
+        "overlapping on.",
         "Cinq échelons : inchangé (comme la base), déplacé, reconnaissable (un classifieur d'images réelles, qui peut "
         "dire aucune, nomme la bonne légende plus souvent que le hasard), recouvrant (autant d'images réelles ont une "
         "voisine générée qu'une voisine réelle), indiscernable (aucun classifieur ne distingue généré et réel). Vert à "
@@ -237,8 +238,8 @@ _WHOLE = {
         "image is farther from that caption's training images than 95 % of held-out ones are. The share of each row is "
         "shaded; right answers lie on the diagonal. On held-out real images it errs, too.",
         "Un classifieur ajusté sur les images réelles d'entraînement nomme les images de chaque légende, ou dit aucune "
-        "si une image est plus loin des images d'entraînement de cette légende que 95 % des images mises de côté. La part dans "
-        "chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de côté, il "
+        "si une image est plus loin des images d'entraînement de cette légende que 95 % des images mises de côté. La "
+        "part dans chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de côté, il "
         "se trompe aussi.",
     ),
     "classes.accuracy": (
@@ -376,7 +377,7 @@ _KINDS_IN_FRENCH = {
     ),
     "right_caption": (
         "bonne légende",
-        "part des images qu'un classifieur d'images réelles, qui peut dire aucune, nomme bien ; le plancher : le hasard",
+        "part des images qu'un classifieur d'images réelles, qui peut dire aucune, nomme bien ; plancher : le hasard",
     ),
     "told": (
         "distingué du réel",
