@@ -239,8 +239,8 @@ _WHOLE = {
         "shaded; right answers lie on the diagonal. On held-out real images it errs, too.",
         "Un classifieur ajusté sur les images réelles d'entraînement nomme les images de chaque légende, ou dit aucune "
         "si une image est plus loin des images d'entraînement de cette légende que 95 % des images mises de côté. La "
-        "part dans chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de côté, il "
-        "se trompe aussi.",
+        "part dans chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de "
+        "côté, il se trompe aussi.",
     ),
     "classes.accuracy": (
         "{classifier}: right on {value} [{low}, {high}] of {images} generated images, {real_value} [{real_low}, "

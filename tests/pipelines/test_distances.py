@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from pipelines.metrics.classifiers import NearestCentroid
 from pipelines.metrics.distances import (
     Discrepancy,
-    Estimate,
     bootstrap_interval,
     kid,
     linear_kernel,
-    skill,
     squared_centroid_distance,
 )
 
@@ -190,46 +188,6 @@ def test_the_verdict_follows_the_smallest_set(count, verdict):
     rng = np.random.default_rng(10)
     assert estimate(on_circle(rng, count, 0, 1), on_circle(rng, 30, 0, 1)).verdict == verdict
     assert estimate(on_circle(rng, 30, 0, 1), on_circle(rng, count, 0, 1)).verdict == verdict
-
-
-def around(value, half_width=0.01, num_images=20):
-    return Estimate(value, value + np.linspace(-half_width, half_width, 101), num_images)
-
-
-@pytest.mark.parametrize(("tuned", "expected"), [(0.9, 0.0), (0.1, 1.0), (0.5, 0.5), (1.7, -1.0), (0.0, 1.125)])
-def test_skill_runs_from_the_base_model_at_0_to_real_images_at_1(tuned, expected):
-    found = skill(around(tuned), around(0.9), around(0.1))
-    assert found is not None
-    assert found.value == pytest.approx(expected)
-    assert found.low <= expected + 1e-9
-    assert found.high >= expected - 1e-9
-
-
-def test_skill_carries_the_paired_spread():
-    """Draws that move together cancel; those of the tuned model alone are divided by the distance to close."""
-    exact = skill(around(0.5), around(0.9), around(0.1))
-    assert exact is not None
-    assert exact.high - exact.low == pytest.approx(0, abs=1e-9)
-    spread = skill(around(0.5, half_width=0.08), around(0.9, half_width=0), around(0.1, half_width=0))
-    assert spread is not None
-    assert spread.high - spread.low == pytest.approx(0.95 * 0.16 / 0.8)
-
-
-@pytest.mark.parametrize(
-    ("tuned", "base", "floor"),
-    [
-        (around(0.1), around(0.2, half_width=0.1), around(0.1, half_width=0.1)),  # the intervals overlap
-        (around(0.1), around(0.1), around(0.9)),  # base nearer than real to real
-        (around(0.5, num_images=9), around(0.9), around(0.1)),
-        (around(0.5), around(0.9, num_images=9), around(0.1)),
-    ],
-)
-def test_skill_is_undefined_without_a_distance_to_close_or_with_too_few_images(tuned, base, floor):
-    assert skill(tuned, base, floor) is None
-
-
-def test_the_halves_of_the_floor_may_be_small():
-    assert skill(around(0.5, num_images=10), around(0.9, num_images=10), around(0.1, num_images=5)) is not None
 
 
 def test_the_nearest_centroid_follows_the_angle_not_the_length():
