@@ -1,25 +1,39 @@
 """Known cases: pictures whose rank the eye knows, and what the verdict and every measure say of them.
 
-    python benchmarks/known_cases.py                                # defects of real slices, made without training
-    python benchmarks/known_cases.py --runs runs/known/8 runs/known/30 ...   # and what these runs draw
+    python benchmarks/known_cases.py                        # defects of real slices, made without training
+    python benchmarks/known_cases.py --steps 8 30 100 300   # and what a LoRA draws after so many steps, trained first
 
-Each case takes the place of a model's pictures, 48 of each caption of sf_dry and sf_injected or of the runs' own
-captions, judged against held-out slices. Prints a table in Markdown, and writes known_cases.json.
+Each case takes the place of a model's pictures, 48 of each caption of a concept, judged against held-out slices by the
+code of evaluate_prompts.py and compare.py. Prints a table in Markdown, and whether the verdict is one that the eye
+allows; writes known_cases.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from data.randomness import generator
-from pipelines.metrics.learnt import Learnt
+from data.sources import ImageSource
+from data.stand_ins import generated_data
+from pipelines import compare
+from pipelines.components import build_pipeline, load_components
+from pipelines.metrics.ceiling import round_trips
+from pipelines.metrics.extractors import TextureStatistics
+from pipelines.metrics.learnt import Learnt, RealSets, learnt
+from pipelines.metrics.slices import compare_slices
+from pipelines.sampling import sample
+from pipelines.spaces import LatentSpace
+from pipelines.whole_pictures import to_pictures
 
 Pictures = Mapping[str, np.ndarray]  # by caption, float32 (N, H, W, 3) in [0, 1]
 
@@ -135,16 +149,115 @@ CASES: dict[str, Case] = {
 }
 
 
-def table(found: Mapping[str, Learnt]) -> str:
+SIZE_PX, NUM_PICTURES, NUM_REAL = 64, 48, 64
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    arguments = _arguments()
+    folder: Path = arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = {name: one.as_json() for name, one in of_real_slices(arguments.concept, arguments.base).items()}
+    for steps in arguments.steps:
+        run = folder / f"{arguments.concept}-{steps}"
+        _train(run, arguments, steps)
+        compare.main(["--adapter", str(run), "--num_images", str(NUM_PICTURES)])
+        answers[f"LoRA, {steps} steps"] = json.loads((run / "compare" / "scores.json").read_text(encoding="utf-8"))
+    (folder / "known_cases.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    print(table(answers))
+    wrong = [name for name, case in CASES.items() if answers[name]["verdict"]["rung"] not in case.rungs]
+    print("the verdict is one that the eye allows" if not wrong else f"wrong: {', '.join(wrong)}")
+
+
+def of_real_slices(concept: str, base: str) -> dict[str, Learnt]:
+    """Return what is said of every case, of the base's pictures, and of real ones through its autoencoder."""
+    source = ImageSource(resolution=SIZE_PX, concept=concept, data_root=generated_data(concept)[0])
+    dataset = source.open()
+    training = {c: to_pictures(pixels) for c, pixels in dataset.training_pixels(2 * NUM_REAL).items()}
+    fresh = {c: pictures[1::2][:NUM_PICTURES] for c, pictures in training.items()}
+    training = {c: pictures[::2] for c, pictures in training.items()}
+    held_out = {c: to_pictures(pixels) for c, pixels in dataset.held_out_pixels(NUM_REAL).items()}
+    components = load_components(base)
+    through = round_trips(LatentSpace(components.vae))
+    pipeline = build_pipeline(components)
+    drawn = {
+        c: sample(
+            pipeline,
+            [c] * NUM_PICTURES,
+            range(NUM_PICTURES),
+            num_inference_steps=30,
+            guidance_scale=3.0,
+            batch_size=16,
+            height=SIZE_PX,
+            width=SIZE_PX,
+        )
+        for c in fresh
+    }
+    cases = {"base": drawn, "real through the autoencoder": {c: through(pictures) for c, pictures in fresh.items()}}
+    cases |= {name: case.make(fresh, training) for name, case in CASES.items()}
+    sets = {"training": training, "held_out": held_out}
+    return judged(
+        cases, drawn, sets, {c: through(p[:NUM_PICTURES]) for c, p in training.items()}, um_per_px=dataset.um_per_px
+    )
+
+
+def judged(
+    cases: Mapping[str, Pictures],
+    base: Pictures,
+    real: Mapping[str, Pictures],
+    through: Pictures,
+    *,
+    um_per_px: float | None = None,
+    are_slices: bool = True,
+) -> dict[str, Learnt]:
+    """Return what is said of each case. real: training and held_out. through: training after the autoencoder."""
+    extractor = TextureStatistics.fitting(SIZE_PX)
+    features = lambda pictures: {c: extractor.extract(p) for c, p in pictures.items()}  # noqa: E731
+    sets = RealSets(features(real["training"]), features(real["held_out"]), features(through), extractor.extractor_id)
+    of_base = features(base)
+
+    def of(pictures: Pictures) -> Learnt:
+        def descriptors() -> dict[str, Any]:
+            sides = (real["training"], real["held_out"], pictures)
+            return {c: compare_slices(*(side[c].mean(-1) for side in sides), um_per_px=um_per_px) for c in pictures}
+
+        return learnt(features(pictures), of_base, sets, descriptors=descriptors if are_slices else None)
+
+    return {name: of(pictures) for name, pictures in cases.items()}
+
+
+def _train(run: Path, arguments: argparse.Namespace, steps: int) -> None:
+    """Train a LoRA for so many steps, unless it is there."""
+    if (run / "manifest.json").is_file():
+        return
+    command = [sys.executable, "finetune/lora.py", "--concept", arguments.concept, "--max_train_steps", str(steps)]
+    command += ["--pretrained_model_name_or_path", arguments.base, "--output_dir", str(run.resolve())]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def table(answers: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the answers as a table in Markdown, a row for each case."""
     lines = ["| case | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, one in found.items():
-        answers = one.as_json() | {"rung": one.standing.rung}
-        lines.append(f"| {name} | " + " | ".join(_cell(answers[column]) for column in COLUMNS) + " |")
+    for name, one in answers.items():
+        found = {**one, "rung": one["verdict"]["rung"]}
+        lines.append(f"| {name} | " + " | ".join(_cell(found[column]) for column in COLUMNS) + " |")
     return "\n".join(lines)
 
 
-def _cell(answer: object) -> str:
-    if isinstance(answer, dict):
+def _cell(answer: Any) -> str:
+    if isinstance(answer, Mapping):
         return f"{answer['value']:.2f}"
     return "–" if answer is None else str(answer)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", default="sf_dry", help="whose captions (default: sf_dry)")
+    parser.add_argument("--base", default="swatch", help="base model (default: swatch)")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="of LoRA runs, trained where they are missing")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/known-cases"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,11 @@ from functools import cache
 
 import numpy as np
 import pytest
-from pipelines.metrics.fidelity import holm, permutation_p_value, split_null
 from scipy import stats
 
 from pipelines.metrics.distances import Kernel, cubic_kernel, linear_kernel, squared_centroid_distance
 from pipelines.metrics.extractors import TextureStatistics
+from pipelines.metrics.permutations import holm, permutation_p_value, permutation_p_value_of_all, split_null
 from tests.planted import DEFECTS, directions, weaves, with_defect
 
 EXTRACTOR = TextureStatistics.fitting(64)

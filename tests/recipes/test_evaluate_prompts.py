@@ -111,11 +111,22 @@ def test_the_base_and_every_state_are_drawn_and_measured(evaluation: Path) -> No
     scores = {measured["model"]: measured["scores"] for measured in result["measured"]}
     assert set(scores) == {1, 2, 3}
     for of_model in scores.values():
-        assert {"skill", "adherence", "drift", "drift_class", "paired", "prior", "leak", "copy_auc", "vendi"} <= set(
-            of_model
-        )
+        assert {
+            "rung",
+            "times",
+            "skill",
+            "right_caption",
+            "drift",
+            "drift_class",
+            "paired",
+            "prior",
+            "leak",
+            "copy_auc",
+            "vendi",
+        } <= set(of_model)
         assert "drift_related" not in of_model
-        assert of_model["skill"]["words"].startswith("no verdict")  # four images of a caption
+        assert of_model["rung"]["words"].startswith("Cannot be judged: 4 pictures of a caption")
+        assert of_model["skill"]["value"] is None
         assert of_model["drift"]["low"] <= of_model["drift"]["value"] <= of_model["drift"]["high"]
     assert scores[1]["drift"]["value"] > 0
     assert scores[1]["drift"]["value"] != scores[3]["drift"]["value"]
