@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.exits import DISK_ERRORS
+from data.progress import Progress
 from pipelines.evaluation.copies import Copies, Searches, copying_scores, keep_beside
 from pipelines.evaluation.cost import cost_of
 from pipelines.evaluation.drawing import count_tokens_cut
@@ -108,7 +110,7 @@ class _Context:
     effort: Effort
     limits: Limits
     seed: int
-    progress: Callable[[int], object]
+    progress: Progress
     through: Mapping[str, Callable[[np.ndarray], np.ndarray]]  # by base, pictures after its autoencoder
 
 
@@ -124,13 +126,14 @@ def judge(
     device: Any,
     statements: Sequence[str],
     provenance: Mapping[str, str],
-    progress: Callable[[int], object],
+    progress: Progress,
 ) -> Result:
     """Return the result of an evaluation whose images are all in the store.
 
     extractor: by which images are compared, in colour, which slices have none of. limits: of what a checkpoint may
-    forget (noise drift over all rings) and copy. progress: called with 1 for every model measured. A run with two
-    states or more gets a choice.json that says which one to use.
+    forget (noise drift over all rings) and copy. progress: counts the images that are searched for, and those at which
+    noise is predicted; its total grows as they are known. A run with two states or more gets a choice.json that says
+    which one to use.
     """
     models = {arm: number for number, arm in enumerate(plan.arms)}
     images = Images(plan, store, extractor)
@@ -152,6 +155,7 @@ def judge(
     shown = [_model(plan, arm) for arm in plan.arms]
     pictures = [Picture(models[cell.arm], cell.asked, cell.place, cell.seed, plan.key(cell)) for cell in plan.cells]
     real_models: dict[str, int] = {}
+    _expect(progress, _num_looked_at(plan, effort))
     for run in plan.runs.values():
         real, missing = open_real_images(run, effort.num_real)
         if missing:
@@ -191,6 +195,22 @@ def judge(
         statements=tuple(found.statements),
         provenance=dict(provenance) | {"extractor": images.extractor.extractor_id},
     )
+
+
+def _num_looked_at(plan: Plan, effort: Effort) -> int:
+    """Return how many drawn images are searched for, or have noise predicted at them, by every model."""
+    count, ring_cells = 0, Counter((cell.arm, cell.place, cell.asked) for cell in plan.cells)
+    for (arm, _, asked), num_cells in ring_cells.items():
+        question = plan.asked[asked]
+        if question.prompt.ring is not None:
+            count += min(num_cells, effort.images_per_prompt)
+        elif arm.run in question.caption_of:
+            count += num_cells
+    return count
+
+
+def _expect(progress: Progress, num_images: int) -> None:
+    progress.total = (progress.total or 0) + num_images
 
 
 def _skills(run: AskedRun, models: Sequence[Model], measured: Sequence[Measured]) -> dict[int, float]:
@@ -234,7 +254,9 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
             f"{run.label}: none of its captions ({', '.join(real.captions)}) is asked, so what it learnt is not "
             "measured. Write {caption} into the prompt file."
         )
-    copies = Copies.of(run.label, plan, real, context.searches)
+    copies = Copies.of(run.label, plan, real, context.searches, context.progress.update)
+    if copies is not None:
+        _expect(context.progress, sum(map(len, real.held_out.values())))
     if copies is None:
         found.statements.append(
             f"{run.label}: images are not of the size of its training images: copying is not measured."
@@ -269,6 +291,7 @@ def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, foun
             num_timesteps=context.effort.num_timesteps,
             images_per_prompt=context.effort.images_per_prompt,
             seed=context.seed,
+            progress=context.progress.update,
         )
         for arm in sorted(arms, key=result_first):
             assert arm.state is not None
@@ -278,7 +301,6 @@ def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, foun
                 judged[step] = one
                 if rings and step is not None:
                     prior.append((step, rings.prior(subject)))
-            context.progress(1)
     _conclude(run, judged, prior, context, found, is_apart=reference.choosing is not None)
 
 

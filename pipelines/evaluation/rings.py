@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +48,12 @@ class Rings:
         num_timesteps: int,
         images_per_prompt: int,
         seed: int,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """base: whose images stand for the prior. images_per_prompt: at which noise is predicted, at most."""
+        """base: whose images stand for the prior. images_per_prompt: at which noise is predicted, at most.
+
+        progress: called with the number of images at which noise has been predicted.
+        """
         self._plan, self._images, self._seed = plan, images, seed
         self.base = Subject(base, place)
         self.asked = {
@@ -59,6 +63,7 @@ class Rings:
         }
         self._num_timesteps, self._images_per_prompt = num_timesteps, images_per_prompt
         self._predicted: np.ndarray | None = None
+        self._progress = progress
         self._priors: dict[Subject, PriorDistance] = {}
 
     def __bool__(self) -> bool:
@@ -87,7 +92,7 @@ class Rings:
             return DriftParts(*({k: np.array(v) for k, v in said[name].items()} for name in ("changes", "errors")))
         base = self._plan.bases[self.base.arm.base].components
         if self._predicted is None:
-            self._predicted = predicted_noise(base, self.points)
+            self._predicted = predicted_noise(base, self.points, progress=self._progress)
         pipeline = opener.open(subject.arm)
         tuned = replace(
             base,
@@ -96,7 +101,7 @@ class Rings:
             tokenizer=pipeline.tokenizer,
             scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),  # it may predict v, the base not
         )
-        parts = drift_parts(predicted_noise(tuned, self.points), self._predicted, self.points)
+        parts = drift_parts(predicted_noise(tuned, self.points, progress=self._progress), self._predicted, self.points)
         content = {
             name: {prompt: each.tolist() for prompt, each in group.items()}
             for name, group in (("changes", parts.changes), ("errors", parts.errors))

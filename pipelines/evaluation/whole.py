@@ -123,8 +123,7 @@ def evaluate(request: Request) -> Path | None:
         {"key": key, "file": str(store.path(key).relative_to(store.folder)), **described(cell)}
         for key, cell in keyed.items()
     )
-    num_measured = len(axes.samplings) * sum(not arm.is_base for arm in plan.arms)
-    with Progress(total=num_measured, unit="model", desc="measure") as bar:
+    with Progress(unit="image", desc="measure") as bar:
         result = judge(
             plan,
             store,
@@ -136,8 +135,9 @@ def evaluate(request: Request) -> Path | None:
             device=process.device,
             statements=statements,
             provenance=_provenance(request, plan, drawn, process),
-            progress=bar.update,
+            progress=bar,
         )
+        bar.total = bar.n  # what an earlier session has looked at was not looked at again
     result = replace(result, claims=tuple(judge_claims(request.prompt_file.claims, claimed(result))))
     write_text(store.folder / RESULT, result.as_json())
     page = write_page(result, store, store.folder / PAGE)

@@ -19,7 +19,7 @@ from pipelines.fingerprints import weights_fingerprint
 from pipelines.metrics.inputs import checked_pictures
 from pipelines.metrics.texstat import TexStat, size_for
 
-TEXSTAT, TEXSTAT_GREY, INCEPTION, CLIP, DINOV2 = "texstat", "texstat-grey", "inception", "clip", "dinov2"
+TEXSTAT, INCEPTION, CLIP, DINOV2 = "texstat", "inception", "clip", "dinov2"
 KNOWN = {CLIP: "openai/clip-vit-large-patch14", DINOV2: "facebook/dinov2-base"}
 _BATCH = 16
 
@@ -40,29 +40,24 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class TextureStatistics:
-    """The embedded extractor: TexStat at one size, of the colours or of their mean grey.
-
-    grey: for scans, which have no colour, so that a model is not judged by the tint that it gives to grey.
-    """
+    """The embedded extractor: TexStat at one size, of the colours, also of scans: a tint that they have not is seen."""
 
     texstat: TexStat
-    grey: bool = False
 
     @classmethod
-    def fitting(cls, short_side_px: int, *, grey: bool = False) -> TextureStatistics:
+    def fitting(cls, short_side_px: int) -> TextureStatistics:
         """Return the extractor for pictures of this short side. Raises DataError below 32 px."""
-        return cls(TexStat(size_for(short_side_px)), grey)
+        return cls(TexStat(size_for(short_side_px)))
 
     @property
     def extractor_id(self) -> str:
-        """TexStat's own name, with "-grey" where colour is left out."""
-        return self.texstat.extractor_id + ("-grey" if self.grey else "")
+        """TexStat's own name."""
+        return self.texstat.extractor_id
 
     def extract(self, pictures: np.ndarray) -> np.ndarray:
         """Return unit vectors, float64 (N, 245), or (N, 314) at 256 px."""
         checked = checked_pictures(pictures, self.extractor_id)
-        channels = checked.mean(-1, keepdims=True) if self.grey else checked
-        pixels = torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
+        pixels = torch.from_numpy(np.ascontiguousarray(checked.transpose(0, 3, 1, 2)))
         return self.texstat.features(pixels).double().numpy()
 
 
@@ -103,11 +98,11 @@ class VisionNetwork:
 def open_extractor(name: str, short_side_px: int) -> Extractor:
     """Return an extractor for pictures of this short side; nothing is downloaded.
 
-    name: "texstat", "texstat-grey", "clip", "dinov2", a folder, or a hub id in the local cache.
+    name: "texstat", "clip", "dinov2", a folder, or a hub id in the local cache.
     Raises SettingsError with the reason where it cannot be had, DataError for pictures below 32 px with texstat.
     """
-    if name in (TEXSTAT, TEXSTAT_GREY):
-        return TextureStatistics.fitting(short_side_px, grey=name == TEXSTAT_GREY)
+    if name == TEXSTAT:
+        return TextureStatistics.fitting(short_side_px)
     if name == INCEPTION:
         raise SettingsError(
             INCEPTION,

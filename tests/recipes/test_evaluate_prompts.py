@@ -129,7 +129,7 @@ def test_compare_says_the_same_digit_for_digit(run: Path, tmp_path: Path) -> Non
     rings = dict(zip(("class", "related", "unrelated"), ([text] for text in compare.RINGS), strict=True))
     prompts.write_text(json.dumps({"sets": {"learnt": ["{caption}"]}, "rings": rings}))
     evaluate(
-        ["--adapter", str(run), "--prompts", str(prompts), "--output_dir", str(folder)] + ["--steps=1", "--seeds=0-9"]
+        ["--adapter", str(run), "--prompts", str(prompts), "--output_dir", str(folder), "--steps=1", "--seeds=0-9"]
     )
     more = ["--num_images", "10", "--num_inference_steps", "1", "--output_dir", str(tmp_path / "compare")]
     compare.main(["--adapter", str(run), *more])
