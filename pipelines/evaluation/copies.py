@@ -36,16 +36,24 @@ class Search:
         """What is searched in."""
         return searched_in(len(self.index), self.num_training)
 
+    def num_unknown(self, images: np.ndarray) -> int:
+        """Return how many of real images (N, H, W, 3) have not been searched for."""
+        return len({_name(image) for image in images} - self._known.keys())
+
     def nearest_of_real(self, images: np.ndarray, progress: Callable[[int], object] | None = None) -> list[Match]:
         """Return the place most like each real image (N, H, W, 3); each image is searched for once, whoever asks.
 
         progress: called with 1 for each image that is searched for.
         """
-        names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+        names = [_name(image) for image in images]
         new = {name: image for name, image in zip(names, images, strict=True) if name not in self._known}
         if new:
             self._known.update(zip(new, self.index.nearest(np.stack(list(new.values())), progress), strict=True))
         return [replace(self._known[name], image=number) for number, name in enumerate(names)]
+
+
+def _name(image: np.ndarray) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 class Searches:
@@ -79,6 +87,11 @@ class Copies:
     held_out: Mapping[str, np.ndarray]
     asked: Mapping[str, int]
     progress: Callable[[int], object] | None = None
+
+    @property
+    def num_unsearched(self) -> int:
+        """How many held-out images have not been searched for yet."""
+        return sum(self.search.num_unknown(images) for images in self.held_out.values())
 
     @cached_property
     def held_out_matches(self) -> dict[str, list[Match]]:

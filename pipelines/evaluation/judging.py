@@ -53,7 +53,7 @@ from pipelines.evaluation.states import CHOICE, AskedRun
 from pipelines.evaluation.store import ImageStore
 from pipelines.metrics.ceiling import round_trips
 from pipelines.metrics.copying import Copying
-from pipelines.metrics.extractors import Extractor
+from pipelines.metrics.extractors import Extractor, Remembering
 from pipelines.metrics.forgetting import PriorDistance
 from pipelines.metrics.learnt import Learnt
 from pipelines.metrics.selection import Choice, Judged, Limits, choose, onset
@@ -136,7 +136,7 @@ def judge(
     which one to use.
     """
     models = {arm: number for number, arm in enumerate(plan.arms)}
-    images = Images(plan, store, extractor)
+    images = Images(plan, store, Remembering(extractor))
     opener = PipelineOpener(plan.bases, plan.runs, device)
     context = _Context(
         plan,
@@ -255,17 +255,16 @@ def _reference(run: AskedRun, real: RealImages | None, context: _Context, found:
             "measured. Write {caption} into the prompt file."
         )
     copies = Copies.of(run.label, plan, real, context.searches, context.progress.update)
-    if copies is not None:
-        _expect(context.progress, sum(map(len, real.held_out.values())))
     if copies is None:
         found.statements.append(
             f"{run.label}: images are not of the size of its training images: copying is not measured."
         )
-    elif copies.held_out_matches:
-        found.held_out_ncc[run.label] = tuple(
-            float(match.ncc) for matches in copies.held_out_matches.values() for match in matches
-        )
-    if copies is not None:
+    else:
+        _expect(context.progress, copies.num_unsearched)
+        if copies.held_out_matches:
+            found.held_out_ncc[run.label] = tuple(
+                float(match.ncc) for matches in copies.held_out_matches.values() for match in matches
+            )
         found.searched.setdefault(copies.search.words, []).append(run.label)
     return _Reference(run, reported, learning, choosing, copies)
 

@@ -24,6 +24,7 @@ from pipelines.metrics.heads import class_coverage
 from pipelines.metrics.interpolation import interpolation
 from pipelines.metrics.ladder import FEWEST_REAL, Descriptors
 from pipelines.metrics.learnt import Learnt, RealSets, learnt
+from pipelines.metrics.network_scores import FEWEST_FOR_FID, cmmd, fid, kid
 from pipelines.metrics.slices import compare_slices
 from pipelines.metrics.spectra import Band, Tone, radial_spectrum, tone_histogram
 from pipelines.metrics.two_sample import evenly
@@ -80,12 +81,13 @@ class Images:
 class Learning:
     """What one run can be compared with: its captions, as places among those asked, and the real pictures of each.
 
-    asked: by caption. real: the pictures. sets: their features.
+    asked: by caption. real: the pictures. sets: their features. is_network: see `Extractor`.
     """
 
     asked: Mapping[str, int]
     real: RealImages
     sets: RealSets
+    is_network: bool = False
     _described: dict[Subject, Descriptors] = field(default_factory=dict)
 
     @staticmethod
@@ -107,7 +109,7 @@ class Learning:
             {caption: extractor.extract(through(pictures)) for caption, pictures in few.items()},
             extractor.extractor_id,
         )
-        return Learning(asked, real, sets)
+        return Learning(asked, real, sets, extractor.is_network)
 
     @cached_property
     def concept(self) -> np.ndarray:
@@ -197,7 +199,28 @@ def learning_scores(
     if learning.real.are_slices:
         drawn = [images.pictures(subject, asked) for asked in learning.asked.values()]
         scores["tint"] = Score.of(tint(np.concatenate(drawn), seed=seed), "channel difference", "", 0.0)
-    return scores
+    return scores | _of_papers(subject, images, learning, seed) if learning.is_network else scores
+
+
+def _of_papers(subject: Subject, images: Images, learning: Learning, seed: int) -> dict[str, Score]:
+    """Return FID, KID and CMMD over all captions together, with those of training images in place of drawn ones."""
+    few = {
+        caption: min(len(learning.sets.training[caption]), len(images.features(subject, asked)))
+        for caption, asked in learning.asked.items()
+    }
+    drawn = np.concatenate([evenly(images.features(subject, asked), few[c]) for c, asked in learning.asked.items()])
+    other = np.concatenate([evenly(learning.sets.training[c], few[c]) for c in few])
+    real = np.concatenate([learning.sets.held_out[c] for c in few])
+    extractor_id, count = learning.sets.extractor_id, min(len(drawn), len(real))
+    value, floor = (fid(each, real) for each in (drawn, other))
+    words = (
+        "" if count >= FEWEST_FOR_FID else f"of {count} images, where papers take {FEWEST_FOR_FID} or more: too large"
+    )
+    return {
+        "fid": Score(value, None, None, count, extractor_id, words, floor),
+        "kid": Score.of(kid(drawn, real, seed=seed), extractor_id, "", kid(other, real, seed=seed).value),
+        "cmmd": Score.of(cmmd(drawn, real, seed=seed), extractor_id, "", cmmd(other, real, seed=seed).value),
+    }
 
 
 def confusion(found: Learnt, extractor_id: str, model: int) -> Confusion:

@@ -72,6 +72,13 @@ KINDS: Mapping[str, Kind] = {
         "up",
         "how densely drawn pictures lie among the real ones; the floor is other real pictures",
     ),
+    "fid": Kind(
+        "FID", "learning", "down", "Frechet distance to held-out images; the floor is other real images, as many"
+    ),
+    "kid": Kind("KID", "learning", "down", "kernel distance to held-out images, unbiased; the floor is real images"),
+    "cmmd": Kind(
+        "CMMD", "learning", "down", "1,000 times the distance under a Gaussian kernel; the floor is other real images"
+    ),
     "tint": Kind("tint", "learning", "down", "mean difference of the channels of slices, which are grey", 0.0),
     "drift": Kind("noise drift", "forgetting", "down", "change of the noise prediction over the base's own error", 0.0),
     "drift_class": Kind("noise drift, class", "forgetting", "down", "the same on the ring of the class word", 0.0),

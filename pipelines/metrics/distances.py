@@ -66,14 +66,6 @@ def squared_centroid_distance(x: np.ndarray, y: np.ndarray) -> float:
     return Discrepancy.between(x, y, linear_kernel).value
 
 
-def kid(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the kernel distance of two sets under the cubic kernel on unit vectors; shapes and errors as above.
-
-    The U-statistic of all images rather than the average over random subsets of them.
-    """
-    return Discrepancy.between(x, y, cubic_kernel).value
-
-
 @dataclass(frozen=True)
 class Discrepancy:
     """The distance of two sets as a function of how often each image counts: what the bootstrap draws again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,15 @@ _BATCH = 16
 class Extractor(Protocol):
     """What gives features of pictures.
 
-    extractor_id: the name to keep beside every number; only numbers of the same name may be compared.
+    extractor_id: the name to keep beside every number; only numbers of the same name may be compared. is_network:
+    whether it is one of those of which papers report FID, KID or CMMD.
     """
 
     @property
     def extractor_id(self) -> str: ...
+
+    @property
+    def is_network(self) -> bool: ...
 
     def extract(self, pictures: np.ndarray) -> np.ndarray:
         """Return features, float64 (N, D), of pictures, float32 (N, H, W, 3) in [0, 1]."""
@@ -54,6 +59,11 @@ class TextureStatistics:
         """TexStat's own name."""
         return self.texstat.extractor_id
 
+    @property
+    def is_network(self) -> bool:
+        """No: nobody else reports distances in these features."""
+        return False
+
     def extract(self, pictures: np.ndarray) -> np.ndarray:
         """Return unit vectors, float64 (N, 245), or (N, 314) at 256 px."""
         checked = checked_pictures(pictures, self.extractor_id)
@@ -61,8 +71,35 @@ class TextureStatistics:
         return self.texstat.features(pixels).double().numpy()
 
 
+class Remembering:
+    """An extractor that does the work once for each set of pictures, whoever asks: runs share their real images."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self._extractor = extractor
+        self._known: dict[bytes, np.ndarray] = {}
+
+    @property
+    def extractor_id(self) -> str:
+        """That of the extractor."""
+        return self._extractor.extractor_id
+
+    @property
+    def is_network(self) -> bool:
+        """As the extractor."""
+        return self._extractor.is_network
+
+    def extract(self, pictures: np.ndarray) -> np.ndarray:
+        """Return what the extractor gives; not to be changed."""
+        key = repr(pictures.shape).encode() + hashlib.sha256(np.ascontiguousarray(pictures)).digest()
+        if key not in self._known:
+            self._known[key] = self._extractor.extract(pictures)
+        return self._known[key]
+
+
 class VisionNetwork:
     """An image network of transformers, CLIP or DINOv2, read from a local folder."""
+
+    is_network = True
 
     def __init__(self, folder: Path) -> None:
         """folder: config.json, preprocessor_config.json and safetensors. Raises SettingsError for anything else."""

@@ -392,6 +392,18 @@ _KINDS_IN_FRENCH = {
         "densité",
         "densité des images générées parmi les réelles ; le plancher est d'autres images réelles",
     ),
+    "fid": (
+        "FID",
+        "distance de Fréchet aux images mises de côté ; le plancher est autant d'autres images réelles",
+    ),
+    "kid": (
+        "KID",
+        "distance à noyau aux images mises de côté, sans biais ; le plancher est d'autres images réelles",
+    ),
+    "cmmd": (
+        "CMMD",
+        "1 000 fois la distance sous un noyau gaussien ; le plancher est d'autres images réelles",
+    ),
     "tint": ("teinte", "différence moyenne des canaux de coupes, qui sont grises"),
     "drift": ("dérive du bruit", "changement de la prédiction du bruit, rapporté à l'erreur de la base"),
     "drift_class": ("dérive du bruit, classe", "la même sur le cercle du nom de classe"),

@@ -182,7 +182,8 @@ def _cell(score: Score | None, neutral: float | None) -> dict[str, Any]:
         return {"text": "", "interval": None, "words": "", "is_sure": False}
     value = panels.interval_of(score)
     if value is None:
-        return {"text": "–", "interval": None, "words": score.words, "is_sure": False}
+        text = "–" if score.value is None else f"{score.value:.3g}"
+        return {"text": text, "interval": None, "words": score.words, "is_sure": False}
     against = score.floor if neutral is None else neutral
     is_apart = against is not None and not value.low <= against <= value.high
     return {
