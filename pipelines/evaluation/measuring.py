@@ -23,7 +23,7 @@ from pipelines.metrics.extractors import Extractor
 from pipelines.metrics.heads import class_coverage
 from pipelines.metrics.interpolation import interpolation
 from pipelines.metrics.ladder import FEWEST_REAL, Descriptors
-from pipelines.metrics.learnt import Learnt, RealSets, learnt
+from pipelines.metrics.learnt import Learnt, RealSets, learnt, references_and_others
 from pipelines.metrics.network_scores import FEWEST_FOR_FID, cmmd, fid, kid
 from pipelines.metrics.slices import compare_slices
 from pipelines.metrics.spectra import Band, Tone, radial_spectrum, tone_histogram
@@ -102,11 +102,12 @@ class Learning:
         for place, question in enumerate(plan.asked):
             if run in question.caption_of and question.text in real.captions:
                 asked.setdefault(question.text, place)
-        few = {caption: evenly(real.training[caption], len(plan.axes.seeds)) for caption in asked}
+        training, held_out = ({caption: side[caption] for caption in asked} for side in (real.training, real.held_out))
+        others = references_and_others(training, held_out)[1] if asked else {}
         sets = RealSets(
-            {caption: extractor.extract(real.training[caption]) for caption in asked},
-            {caption: extractor.extract(real.held_out[caption]) for caption in asked},
-            {caption: extractor.extract(through(pictures)) for caption, pictures in few.items()},
+            {caption: extractor.extract(pictures) for caption, pictures in training.items()},
+            {caption: extractor.extract(pictures) for caption, pictures in held_out.items()},
+            {c: extractor.extract(through(evenly(each, len(plan.axes.seeds)))) for c, each in others.items()},
             extractor.extractor_id,
         )
         return Learning(asked, real, sets, extractor.is_network)

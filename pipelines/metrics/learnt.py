@@ -28,8 +28,8 @@ ByCaption = Mapping[str, np.ndarray]  # features (n, D)
 class RealSets:
     """Features of real pictures by caption, the same captions in each.
 
-    training: what was learnt from. held_out: what is compared with. through: of the training pictures after the base's
-    autoencoder, which is as near to real ones as a fine-tune of this base can come.
+    training: what was learnt from. held_out: what was not. through: of `others` after the base's autoencoder, which is
+    as near to real ones as a fine-tune of this base can come.
     """
 
     training: ByCaption
@@ -43,10 +43,20 @@ class RealSets:
         """What names the caption of a picture, or none."""
         return Namer.fit(self.training, self.held_out, extractor_id=self.extractor_id)
 
+    @cached_property
+    def references(self) -> ByCaption:
+        """What drawn pictures are compared with."""
+        return references_and_others(self.training, self.held_out)[0]
+
+    @cached_property
+    def others(self) -> ByCaption:
+        """Real pictures that are none of these, in whose units distances are told."""
+        return references_and_others(self.training, self.held_out)[1]
+
     @property
     def num_real(self) -> int:
-        """Real pictures of the caption with the fewest, on the smaller side of the split."""
-        return min(min(len(self.training[c]), len(self.held_out[c])) for c in self.held_out)
+        """Real pictures of the caption with the fewest, on the smaller side."""
+        return min(min(len(self.others[c]), len(self.references[c])) for c in self.references)
 
     def floor(self, num_drawn: int, seed: int) -> Floor:
         """Return what other real pictures come to in the place of drawn ones, as many of each caption as were drawn."""
@@ -56,9 +66,24 @@ class RealSets:
         return self._floors[key]
 
 
+def references_and_others(training: ByCaption, held_out: ByCaption) -> tuple[ByCaption, ByCaption]:
+    """Return the real pictures or features that drawn ones are compared with, and others of the same law.
+
+    The held-out ones and the training ones; the two halves of the held-out ones where there are too few training ones
+    to stand for the law and enough held-out ones.
+    """
+    few = min(map(len, training.values())) < FEWEST_REAL
+    if not few or min(map(len, held_out.values())) < 2 * FEWEST_REAL:
+        return held_out, {c: training[c] for c in held_out}
+    return (
+        {c: rows[: len(rows) // 2] for c, rows in held_out.items()},
+        {c: rows[len(rows) // 2 :] for c, rows in held_out.items()},
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Floor:
-    """Training pictures, and those through the autoencoder, held against the held-out ones in the place of drawn ones.
+    """Other real pictures, and those through the autoencoder, held against the references in the place of drawn ones.
 
     distances, ceilings: by caption, of `set_distance`. overlaps, ceiling_overlaps, told: see `ladder.Evidence`.
     """
@@ -71,20 +96,20 @@ class Floor:
 
     @classmethod
     def of(cls, real: RealSets, num_drawn: int, seed: int) -> Floor:
-        seeds = {caption: prompt_seed(seed, place) for place, caption in enumerate(real.held_out)}
+        seeds = {caption: prompt_seed(seed, place) for place, caption in enumerate(real.references)}
         distances, ceilings = (
-            {c: set_distance(real.held_out[c], others[c], seed=seeds[c]) for c in seeds}
-            for others in (real.training, real.through)
+            {c: set_distance(real.references[c], others[c], seed=seeds[c]) for c in seeds}
+            for others in (real.others, real.through)
         )
         if real.num_real < FEWEST_REAL:
             return cls(distances, ceilings, {}, {}, None)
         others, through = (
-            {c: evenly(features[c], num_drawn) for c in seeds} for features in (real.training, real.through)
+            {c: evenly(features[c], num_drawn) for c in seeds} for features in (real.others, real.through)
         )
         overlaps, ceiling_overlaps = (
-            {c: overlap(sides[c], real.held_out[c], seed=seeds[c]) for c in seeds} for sides in (others, through)
+            {c: overlap(sides[c], real.references[c], seed=seeds[c]) for c in seeds} for sides in (others, through)
         )
-        told = two_sample(others, real.held_out) if num_drawn >= FEWEST_REAL // 2 else None
+        told = two_sample(others, real.references) if num_drawn >= FEWEST_REAL // 2 else None
         return cls(distances, ceilings, overlaps, ceiling_overlaps, told)
 
 
@@ -151,12 +176,13 @@ def learnt(
     descriptors: of slices; asked only where everything else speaks for rung 4. Raises DataError for fewer than two
     pictures in a set, features that are not finite or of different widths.
     """
-    captions = list(real.held_out)
+    captions = list(real.references)
     num_drawn = min(len(drawn[c]) for c in captions)
     floor = real.floor(num_drawn, seed)
     seeds = {c: prompt_seed(seed, place) for place, c in enumerate(captions)}
     of_drawn, of_base = (
-        {c: set_distance(real.held_out[c], pictures[c], seed=seeds[c]) for c in captions} for pictures in (drawn, base)
+        {c: set_distance(real.references[c], pictures[c], seed=seeds[c]) for c in captions}
+        for pictures in (drawn, base)
     )
     by_caption = {
         c: Times(*(times_as_far(each[c], floor.distances[c]) for each in (of_drawn, of_base, floor.ceilings)))
@@ -167,12 +193,12 @@ def learnt(
     overlaps: dict[str, Overlap] = {}
     told = None
     if floor.overlaps:
-        # no more than there are training pictures to stand in for them: coverage grows with the number
-        as_many = {c: evenly(drawn[c], min(num_drawn, len(real.training[c]))) for c in captions}
-        overlaps = {c: overlap(as_many[c], real.held_out[c], seed=seeds[c]) for c in captions}
-        told = None if floor.told is None else two_sample(as_many, real.held_out)
+        # no more than there are other real pictures to stand in for them: coverage grows with the number
+        as_many = {c: evenly(drawn[c], min(num_drawn, len(real.others[c]))) for c in captions}
+        overlaps = {c: overlap(as_many[c], real.references[c], seed=seeds[c]) for c in captions}
+        told = None if floor.told is None else two_sample(as_many, real.references)
     named = naming(real.namer, drawn, seed=seed)
-    alike = mean_of_all([vendi_ratio(drawn[c], real.held_out[c], seed=seeds[c]) for c in captions])
+    alike = mean_of_all([vendi_ratio(drawn[c], real.references[c], seed=seeds[c]) for c in captions])
     evidence = Evidence(
         num_drawn,
         real.num_real,

@@ -63,7 +63,7 @@ def test_a_change_of_spread_alone_is_seen() -> None:
 
 
 def test_counts_stand_for_repeated_pictures() -> None:
-    x, y = on_circle(6, 0), on_circle(5, 1)
+    x, y = on_circle(6, 0, 0, 0.5), on_circle(5, 1, 1.5, 0.5)
     pair = SetDistance.between(x, y)
     counts = np.array([[2.0, 1, 0, 1, 1, 1]])
     # a picture is not compared with its own copies
