@@ -11,6 +11,7 @@ import pytest
 from pipelines.metrics.coverage import Overlap
 from pipelines.metrics.distances import Estimate
 from pipelines.metrics.ladder import Evidence, stand
+from pipelines.metrics.learnt import references_and_others
 from pipelines.metrics.naming import Naming
 from pipelines.metrics.slices import SliceComparison
 from pipelines.metrics.two_sample import TwoSample
@@ -118,3 +119,13 @@ def test_descriptors_are_not_asked_where_something_else_decides() -> None:
         raise AssertionError
 
     assert stand(replace(REAL, told=told(0.98), descriptors=descriptors)).rung == 3
+
+
+def test_few_training_images_leave_the_floor_to_halves_of_the_held_out_ones() -> None:
+    many, few = {"a": np.arange(24), "b": np.arange(64)}, {"a": np.arange(3), "b": np.arange(3)}
+    assert references_and_others(many, few) == (few, many)
+    references, others = references_and_others(few, {"a": np.arange(40), "b": np.arange(64)})
+    assert references["a"].tolist() == list(range(20))
+    assert others["b"].tolist() == list(range(32, 64))
+    assert references_and_others(few, many)[1] is not few  # 24 held-out ones are too few to halve
+    assert references_and_others(few, many)[1]["a"].tolist() == [0, 1, 2]
