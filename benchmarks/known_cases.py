@@ -30,7 +30,9 @@ from pipelines.components import build_pipeline, load_components
 from pipelines.metrics.ceiling import round_trips
 from pipelines.metrics.extractors import TextureStatistics
 from pipelines.metrics.learnt import Learnt, RealSets, learnt
+from pipelines.metrics.naming import NUM_SHUFFLED, shuffle_pixels
 from pipelines.metrics.slices import compare_slices
+from pipelines.metrics.two_sample import evenly
 from pipelines.sampling import sample
 from pipelines.spaces import LatentSpace
 from pipelines.whole_pictures import to_pictures
@@ -121,11 +123,11 @@ def _cross_fade(fresh: Pictures, _: Pictures) -> Pictures:
 
 
 def _copies(fresh: Pictures, training: Pictures) -> Pictures:
-    return {c: training[c][: len(p)] for c, p in fresh.items()}
+    return {c: evenly(training[c], len(p)) for c, p in fresh.items()}
 
 
 def _noisy_copies(fresh: Pictures, training: Pictures) -> Pictures:
-    return {c: _clipped(noisy(0.1)(training[c][: len(p)])) for c, p in fresh.items()}
+    return {c: _clipped(noisy(0.1)(evenly(training[c], len(p)))) for c, p in fresh.items()}
 
 
 CASES: dict[str, Case] = {
@@ -174,7 +176,7 @@ def of_real_slices(concept: str, base: str) -> dict[str, Learnt]:
     source = ImageSource(resolution=SIZE_PX, concept=concept, data_root=generated_data(concept)[0])
     dataset = source.open()
     training = {c: to_pictures(pixels) for c, pixels in dataset.training_pixels(2 * NUM_REAL).items()}
-    fresh = {c: pictures[1::2][:NUM_PICTURES] for c, pictures in training.items()}
+    fresh = {c: evenly(pictures[1::2], NUM_PICTURES) for c, pictures in training.items()}
     training = {c: pictures[::2] for c, pictures in training.items()}
     held_out = {c: to_pictures(pixels) for c, pixels in dataset.held_out_pixels(NUM_REAL).items()}
     components = load_components(base)
@@ -213,7 +215,10 @@ def judged(
     """Return what is said of each case. real: training and held_out. through: training after the autoencoder."""
     extractor = TextureStatistics.fitting(SIZE_PX)
     features = lambda pictures: {c: extractor.extract(p) for c, p in pictures.items()}  # noqa: E731
-    sets = RealSets(features(real["training"]), features(real["held_out"]), features(through), extractor.extractor_id)
+    shuffled = features({c: shuffle_pixels(evenly(p, NUM_SHUFFLED)) for c, p in real["training"].items()})
+    sets = RealSets(
+        features(real["training"]), features(real["held_out"]), features(through), shuffled, extractor.extractor_id
+    )
     of_base = features(base)
 
     def of(pictures: Pictures) -> Learnt:

@@ -24,6 +24,7 @@ from pipelines.metrics.heads import class_coverage
 from pipelines.metrics.interpolation import interpolation
 from pipelines.metrics.ladder import FEWEST_REAL, Descriptors
 from pipelines.metrics.learnt import Learnt, RealSets, learnt, references_and_others
+from pipelines.metrics.naming import NUM_SHUFFLED, shuffle_pixels
 from pipelines.metrics.network_scores import FEWEST_FOR_FID, cmmd, fid, kid
 from pipelines.metrics.slices import compare_slices
 from pipelines.metrics.spectra import Band, Tone, radial_spectrum, tone_histogram
@@ -108,6 +109,7 @@ class Learning:
             {caption: extractor.extract(pictures) for caption, pictures in training.items()},
             {caption: extractor.extract(pictures) for caption, pictures in held_out.items()},
             {c: extractor.extract(through(evenly(each, len(plan.axes.seeds)))) for c, each in others.items()},
+            {c: extractor.extract(shuffle_pixels(evenly(each, NUM_SHUFFLED))) for c, each in training.items()},
             extractor.extractor_id,
         )
         return Learning(asked, real, sets, extractor.is_network)

@@ -146,8 +146,8 @@ def _not_overlapping(evidence: Evidence) -> str | None:
 def _told_apart(evidence: Evidence) -> str | None:
     assert evidence.told is not None
     assert evidence.real_told is not None
-    usual = max(0.5, float(evidence.real_told.hits.mean()))
-    if evidence.told.p_value(usual) <= LEVEL:
+    # two blocks of one specimen may differ: what is told apart must be so beyond that, too
+    if max(evidence.told.p_value, evidence.told.p_value_beyond(evidence.real_told)) <= LEVEL:
         return (
             f"a classifier of drawn and real pictures is right on {_right(evidence.told)}, where real against other "
             f"real ones give {evidence.real_told.hits.mean():.0%} and a coin 50%"

@@ -29,19 +29,21 @@ class RealSets:
     """Features of real pictures by caption, the same captions in each.
 
     training: what was learnt from. held_out: what was not. through: of `others` after the base's autoencoder, which is
-    as near to real ones as a fine-tune of this base can come.
+    as near to real ones as a fine-tune of this base can come. shuffled: of some training pictures after
+    `naming.shuffle_pixels`.
     """
 
     training: ByCaption
     held_out: ByCaption
     through: ByCaption
+    shuffled: ByCaption
     extractor_id: str
     _floors: dict[tuple[int, int], Floor] = field(default_factory=dict)
 
     @cached_property
     def namer(self) -> Namer:
         """What names the caption of a picture, or none."""
-        return Namer.fit(self.training, self.held_out, extractor_id=self.extractor_id)
+        return Namer.fit(self.training, self.held_out, self.shuffled, extractor_id=self.extractor_id)
 
     @cached_property
     def references(self) -> ByCaption:

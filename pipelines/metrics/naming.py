@@ -1,7 +1,7 @@
 """Which caption a picture shows, by the real pictures of each, or that it shows none of them.
 
 A classifier that has to choose names a caption for any picture, for a yellow star among grey slices too. This one may
-say "none of these": of a picture that is farther from the real pictures of its caption than nearly all held-out ones.
+say "none of these": of a picture that is nearer to noise than to the real pictures of its caption.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.errors import DataError
+from data.randomness import generator
 from pipelines.metrics.distances import Estimate, unit_vectors
 from pipelines.metrics.estimates import mean_share
 from pipelines.metrics.heads import Head, Labelled, fit_head
 from pipelines.metrics.inputs import checked_features
 
 NONE_OF_THESE = "none of these"
-REJECTED_QUANTILE = 0.95  # of held-out real pictures, so that one in twenty of them is rejected
+USUAL_QUANTILE = 0.95  # of the distances of held-out real pictures
 NUM_NEIGHBOURS = 5
+NUM_SHUFFLED = 16  # training pictures of each caption whose pixels are shuffled
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +39,27 @@ class Namer:
     held_out: Mapping[str, np.ndarray]
 
     @classmethod
-    def fit(cls, training: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], *, extractor_id: str) -> Namer:
-        """Return the namer of real pictures, features (n, D) by caption, the same captions on both sides.
+    def fit(
+        cls,
+        training: Mapping[str, np.ndarray],
+        held_out: Mapping[str, np.ndarray],
+        shuffled: Mapping[str, np.ndarray],
+        *,
+        extractor_id: str,
+    ) -> Namer:
+        """Return the namer of real pictures, features (n, D) by caption, the same captions on all sides.
 
-        The reach of a caption is the distance that REJECTED_QUANTILE of its held-out pictures stay within. Raises
-        DataError for features that are not finite or of different widths.
+        shuffled: of real pictures after `shuffle_pixels`. The reach of a caption is half way from the distance that
+        USUAL_QUANTILE of its held-out pictures stay within to that of half of the shuffled ones: a real picture that
+        is blurred, or that an autoencoder has passed, is still of its caption, and the scale is that of the extractor.
+        Raises DataError for features that are not finite or of different widths.
         """
         captions = tuple(sorted(training))
         directions = {c: unit_vectors(checked_features(training[c], f"training pictures of {c!r}")) for c in captions}
-        reach = {c: float(np.quantile(_distance(directions[c], held_out[c]), REJECTED_QUANTILE)) for c in captions}
+        reach = {}
+        for c in captions:
+            usual = np.quantile(_distance(directions[c], held_out[c]), USUAL_QUANTILE)
+            reach[c] = float((usual + max(usual, np.median(_distance(directions[c], shuffled[c])))) / 2)
         head = None
         if len(captions) > 1:
             head = fit_head("caption", Labelled.of(training), Labelled.of(held_out), extractor_id=extractor_id)
@@ -108,6 +122,15 @@ def naming(namer: Namer, drawn: Mapping[str, np.ndarray], *, seed: int = 0) -> N
         namer.chance,
         "one caption" if namer.head is None else namer.head.kind,
     )
+
+
+def shuffle_pixels(pictures: np.ndarray) -> np.ndarray:
+    """Return pictures (N, H, W, C) with the pixels of each in an order of their own: noise of the same colours."""
+    found = np.empty_like(pictures)
+    for number, picture in enumerate(pictures):
+        pixels = picture.reshape(-1, picture.shape[-1])
+        found[number] = pixels[generator(0, "shuffled pixels", number).permutation(len(pixels))].reshape(picture.shape)
+    return found
 
 
 def _count(named: np.ndarray | None, column: str) -> int:

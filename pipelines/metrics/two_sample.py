@@ -27,9 +27,15 @@ class TwoSample:
 
     hits: np.ndarray
 
-    def p_value(self, chance: float = 0.5) -> float:
-        """Return how often guesses that are right with this probability are right as often."""
-        return float(stats.binom.sf(int(self.hits.sum()) - 1, len(self.hits), chance))
+    @property
+    def p_value(self) -> float:
+        """How often a coin is right as often."""
+        return float(stats.binom.sf(int(self.hits.sum()) - 1, len(self.hits), 0.5))
+
+    def p_value_beyond(self, other: TwoSample) -> float:
+        """Return how often as large a share of right answers beyond another's is chance (Fisher's exact test)."""
+        table = [[int(each.hits.sum()), int((~each.hits).sum())] for each in (self, other)]
+        return float(stats.fisher_exact(table, alternative="greater").pvalue)
 
     def estimate(self, *, seed: int) -> Estimate:
         """Return the share of right answers: 0.5 where the two cannot be told apart, 1 where they always can."""

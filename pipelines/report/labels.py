@@ -235,10 +235,10 @@ _WHOLE = {
     "classes.nav": ("Classes", "Classes"),
     "classes.note": (
         "A classifier fitted on real training images names the images of each caption, or says none of these, where an "
-        "image is farther from that caption's training images than 95 % of held-out ones are. The share of each row is "
+        "image is nearer to noise than to that caption's training images. The share of each row is "
         "shaded; right answers lie on the diagonal. On held-out real images it errs, too.",
         "Un classifieur ajusté sur les images réelles d'entraînement nomme les images de chaque légende, ou dit aucune "
-        "si une image est plus loin des images d'entraînement de cette légende que 95 % des images mises de côté. La "
+        "si une image est plus près du bruit que des images d'entraînement de cette légende. La "
         "part dans chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de "
         "côté, il se trompe aussi.",
     ),

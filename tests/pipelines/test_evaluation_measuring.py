@@ -86,7 +86,8 @@ def learning(images: RealImages) -> Learning:
     training, held_out = (
         {c: extractor.extract(each) for c, each in group.items()} for group in (images.training, images.held_out)
     )
-    sets = RealSets(training, held_out, training, extractor.extractor_id)
+    noise = {c: np.tile([0.2, 0.2, 0.8], (4, 1)) for c in training}
+    sets = RealSets(training, held_out, training, noise, extractor.extractor_id)
     return Learning({c: ASKED[c] for c in images.training}, images, sets)
 
 

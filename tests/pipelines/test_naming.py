@@ -10,8 +10,10 @@ import pytest
 from data.errors import DataError
 from pipelines.metrics.estimates import mean_share
 from pipelines.metrics.extractors import TextureStatistics
-from pipelines.metrics.naming import NONE_OF_THESE, Namer, naming
+from pipelines.metrics.naming import NONE_OF_THESE, Namer, naming, shuffle_pixels
 from tests.planted import textures, with_defect
+
+SHUFFLED = {"a": np.tile([0, -1.0], (4, 1)), "b": np.tile([0, -1.0], (4, 1))}
 
 
 def at(angle: float, count: int = 30, seed: int = 0) -> np.ndarray:
@@ -22,26 +24,31 @@ def at(angle: float, count: int = 30, seed: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def namer() -> Namer:
     training, held_out = ({"a": at(0, seed=seed), "b": at(1, seed=seed)} for seed in (0, 1))
-    return Namer.fit(training, held_out, extractor_id="x")
+    return Namer.fit(training, held_out, SHUFFLED, extractor_id="x")
 
 
-def test_a_picture_far_from_every_caption_is_none_of_these(namer: Namer) -> None:
-    assert namer.names(
-        np.array([[1.0, 0], [np.cos(1), np.sin(1)], [-1.0, 0], [np.cos(0.5), np.sin(0.5)]])
-    ).tolist() == [
-        "a",
-        "b",
-        NONE_OF_THESE,
-        NONE_OF_THESE,
-    ]
+def test_a_picture_nearer_to_noise_than_to_its_caption_is_none_of_these(namer: Namer) -> None:
+    """a lies at 0, its noise at -90 degrees, a chord of 1.41 away: the reach is half way, and so a chord of 0.75."""
+    assert namer.reach["a"] == pytest.approx((0.08 + np.sqrt(2)) / 2, abs=0.05)
+    angles = np.array([0.0, 1.0, -0.6, -0.9, np.pi])
+    named = namer.names(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    assert named.tolist() == ["a", "b", "a", NONE_OF_THESE, NONE_OF_THESE]
 
 
-def test_one_in_twenty_held_out_pictures_is_rejected(namer: Namer) -> None:
-    found = naming(namer, {"a": at(0, 400, 5), "b": at(1, 400, 6)})
+def test_held_out_pictures_that_are_farther_than_noise_set_the_reach_themselves() -> None:
+    noise = {"a": at(0, 4, 9)}
+    namer = Namer.fit({"a": at(0)}, {"a": at(0, 40, 1)}, noise, extractor_id="x")
+    found = naming(namer, {"a": at(0, 400, 5)})
+    assert found.real_counts == ((38, 40),)  # those within the 95 % quantile
     assert 0.85 < found.right.value < 1
-    # by its own definition on the held-out ones, of which 5 % of 30 are beyond the quantile
-    assert found.real_counts == ((28, 30), (28, 30))
-    assert found.real_right.value == pytest.approx(28 / 30)
+
+
+def test_shuffled_pictures_have_the_same_colours_at_other_places() -> None:
+    pictures = textures("zigzagged", 2)
+    found = shuffle_pixels(pictures)
+    assert (np.sort(found.reshape(2, -1, 3), axis=1) == np.sort(pictures.reshape(2, -1, 3), axis=1)).all()
+    assert np.abs(found - pictures).mean() > 0.02
+    assert (shuffle_pixels(pictures) == found).all()
 
 
 def test_counts_are_by_what_was_asked_and_named(namer: Namer) -> None:
@@ -55,7 +62,7 @@ def test_counts_are_by_what_was_asked_and_named(namer: Namer) -> None:
 
 
 def test_one_caption_is_there_or_is_not() -> None:
-    alone = Namer.fit({"a": at(0)}, {"a": at(0, seed=1)}, extractor_id="x")
+    alone = Namer.fit({"a": at(0)}, {"a": at(0, seed=1)}, {"a": SHUFFLED["a"]}, extractor_id="x")
     assert alone.chance == 0.5
     found = naming(alone, {"a": np.concatenate([np.tile([1.0, 0], (9, 1)), np.tile([0, 1.0], (1, 1))])})
     assert found.right.value == pytest.approx(0.9)
@@ -82,7 +89,9 @@ def features(name: str, start: int, defect: str = "") -> np.ndarray:
 def test_real_textures_are_named_and_other_ones_are_none_of_these() -> None:
     """A classifier that has to choose calls a bubbly picture zigzagged or banded."""
     names = ("zigzagged", "banded")
-    namer = Namer.fit({n: features(n, 0) for n in names}, {n: features(n, 30) for n in names}, extractor_id="texstat")
+    noise = {n: TextureStatistics.fitting(64).extract(shuffle_pixels(textures(n, 8))) for n in names}
+    training, held_out = ({n: features(n, start) for n in names} for start in (0, 30))
+    namer = Namer.fit(training, held_out, noise, extractor_id="texstat")
     fresh = naming(namer, {n: features(n, 60) for n in names})
     assert fresh.right.low > 0.75
     other = naming(namer, dict.fromkeys(names, features("bubbly", 0)))

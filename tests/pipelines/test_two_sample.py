@@ -29,14 +29,16 @@ def test_real_against_real_gives_the_stated_rate_of_false_alarms_over_200_splits
     for _ in range(200):
         order = rng.permutation(80)
         found = two_sample({"a": pictures[order[:40]]}, {"a": pictures[order[40:]]})
-        alarms += found.p_value() <= LEVEL
+        alarms += found.p_value <= LEVEL
     assert len(found.hits) == 40
     assert alarms <= stats.binom.ppf(0.999, 200, LEVEL)
 
 
 def test_the_p_value_is_that_of_a_coin() -> None:
-    assert TwoSample(np.array([True] * 3 + [False])).p_value() == pytest.approx(5 / 16)
-    assert TwoSample(np.array([True] * 4)).p_value(0.9) == pytest.approx(0.9**4)
+    three = TwoSample(np.array([True] * 3 + [False]))
+    assert three.p_value == pytest.approx(5 / 16)
+    # of 8 answers with 4 right ones, 3 or more of the right ones are among the first four in 17 of 70 cases
+    assert three.p_value_beyond(TwoSample(~three.hits)) == pytest.approx(17 / 70)
     estimate = TwoSample(np.array([True] * 30 + [False] * 10)).estimate(seed=0)
     assert estimate.value == 0.75
     assert 0.6 < estimate.low < 0.75 < estimate.high < 0.88
@@ -46,7 +48,7 @@ def test_another_law_is_told_apart_and_captions_add_up() -> None:
     apart = two_sample({"a": normal(40, 0), "b": normal(24, 1)}, {"a": normal(40, 2, 1), "b": normal(60, 3, 1)})
     assert len(apart.hits) == 40 + 24
     assert apart.hits.mean() > 0.85
-    assert apart.p_value() < 1e-6
+    assert apart.p_value < 1e-6
 
 
 def test_neighbours_that_are_nearly_the_same_are_on_one_side() -> None:
@@ -54,7 +56,7 @@ def test_neighbours_that_are_nearly_the_same_are_on_one_side() -> None:
     alarms = []
     for seed in range(40):
         repeated = np.repeat(normal(20, seed), 2, axis=0) + np.random.default_rng(seed).normal(0, 1e-3, (40, 6))
-        alarms.append(two_sample({"a": normal(40, 100 + seed)}, {"a": repeated}).p_value() <= LEVEL)
+        alarms.append(two_sample({"a": normal(40, 100 + seed)}, {"a": repeated}).p_value <= LEVEL)
     assert np.mean(alarms) < 0.2
 
 
