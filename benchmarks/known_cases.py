@@ -114,7 +114,8 @@ def _next(fresh: Pictures) -> dict[str, np.ndarray]:
 
 def _mixture(fresh: Pictures, _: Pictures) -> Pictures:
     other = _next(fresh)
-    return {c: np.concatenate([p[: len(p) // 2], other[c][len(p) // 2 :]]) for c, p in fresh.items()}
+    is_other = {c: np.arange(len(p)) % 2 == 1 for c, p in fresh.items()}
+    return {c: np.where(is_other[c][:, None, None, None], other[c][: len(p)], p) for c, p in fresh.items()}
 
 
 def _cross_fade(fresh: Pictures, _: Pictures) -> Pictures:
@@ -163,8 +164,9 @@ def main() -> None:
     for steps in arguments.steps:
         run = folder / f"{arguments.concept}-{steps}"
         _train(run, arguments, steps)
-        compare.main(["--adapter", str(run), "--num_images", str(NUM_PICTURES)])
-        answers[f"LoRA, {steps} steps"] = json.loads((run / "compare" / "scores.json").read_text(encoding="utf-8"))
+        drawn = folder / "drawn"  # one folder for all, so that the base is drawn once
+        compare.main(["--adapter", str(run), "--num_images", str(NUM_PICTURES), "--output_dir", str(drawn)])
+        answers[f"LoRA, {steps} steps"] = json.loads((drawn / "scores.json").read_text(encoding="utf-8"))
     (folder / "known_cases.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     print(table(answers))
     wrong = [name for name, case in CASES.items() if answers[name]["verdict"]["rung"] not in case.rungs]

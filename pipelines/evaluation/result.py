@@ -63,9 +63,6 @@ KINDS: Mapping[str, Kind] = {
         "down",
         "how often a classifier tells unseen drawn from real pictures; the floor is real against real, or a coin",
     ),
-    "precision": Kind(
-        "precision", "learning", "up", "share of drawn pictures among the real ones; the floor is other real pictures"
-    ),
     "density": Kind(
         "density",
         "learning",
@@ -114,9 +111,6 @@ KINDS: Mapping[str, Kind] = {
     ),
     "pairwise": Kind(
         "pair distance ratio", "diversity", "one", "mean distance of two images of a prompt, over real ones", 1.0
-    ),
-    "recall": Kind(
-        "recall", "diversity", "up", "share of real pictures among the drawn ones; the floor is other real pictures"
     ),
     "coverage": Kind(
         "coverage",

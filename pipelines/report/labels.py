@@ -384,10 +384,6 @@ _KINDS_IN_FRENCH = {
         "fréquence à laquelle un classifieur distingue généré et réel sur des images nouvelles ; le plancher est réel "
         "contre réel, ou une pièce",
     ),
-    "precision": (
-        "précision",
-        "part des images générées qui sont parmi les réelles ; le plancher est d'autres images réelles",
-    ),
     "density": (
         "densité",
         "densité des images générées parmi les réelles ; le plancher est d'autres images réelles",
@@ -435,10 +431,6 @@ _KINDS_IN_FRENCH = {
     "pairwise": (
         "rapport des distances par paire",
         "distance moyenne de deux images d'un prompt, rapportée aux images réelles",
-    ),
-    "recall": (
-        "rappel",
-        "part des images réelles qui sont parmi les générées ; le plancher est d'autres images réelles",
     ),
     "coverage": (
         "couverture",

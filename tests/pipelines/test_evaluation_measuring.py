@@ -144,7 +144,7 @@ def test_the_scores_of_what_was_learnt_stand_beside_what_real_pictures_give(draw
     assert scores["rung"].value == 2  # three of its reds are green, so some real reds have no neighbour
     assert "real pictures" in scores["rung"].words
     assert scores["times"].words.startswith("base ")
-    for name in ("precision", "recall", "density", "coverage", "told"):
+    for name in ("density", "coverage", "told"):
         assert scores[name].floor is not None
     assert "tint" not in scores  # of slices alone
     sliced = learning_scores(known(drawn, real()), TUNED, drawn, learning(real(are_slices=True)), seed=0)

@@ -140,7 +140,7 @@ def test_compare_says_the_same_digit_for_digit(run: Path, tmp_path: Path) -> Non
     for name in ("rung", "words", "advice"):
         assert said["verdict"][name] == verdict[{"words": "learnt"}.get(name, name)]
     pairs = {"times": "times_drawn", "right_caption": "right_caption", "skill": "skill", "told": "told"}
-    for name, other in (pairs | {name: name for name in ("precision", "recall", "density", "coverage")}).items():
+    for name, other in (pairs | {name: name for name in ("density", "coverage")}).items():
         for number in ("value", "low", "high"):
             assert scores[name][number] == (said[other] or {number: None})[number], name
     for name in ("drift", "drift_unrelated", "prior"):
