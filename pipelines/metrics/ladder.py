@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.metrics.coverage import Overlap
 from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT, Estimate
-from pipelines.metrics.estimates import mean_of_all
+from pipelines.metrics.estimates import difference, mean_of_all
 from pipelines.metrics.naming import Naming
 from pipelines.metrics.slices import SliceComparison
 from pipelines.metrics.two_sample import LEVEL, TwoSample
@@ -126,7 +126,7 @@ def _not_overlapping(evidence: Evidence) -> str | None:
     covered, real_covered = (
         mean_of_all([each.coverage for each in sides.values()]) for sides in (evidence.overlaps, evidence.real_overlaps)
     )
-    if covered.value < real_covered.low:
+    if difference(covered, real_covered).high < 0:
         found, expected = (
             sum(each.num_covered for each in sides.values()) for sides in (evidence.overlaps, evidence.real_overlaps)
         )
@@ -135,7 +135,7 @@ def _not_overlapping(evidence: Evidence) -> str | None:
     dense, real_dense = (
         mean_of_all([each.density for each in sides.values()]) for sides in (evidence.overlaps, evidence.real_overlaps)
     )
-    if dense.value < real_dense.low:
+    if difference(dense, real_dense).high < 0:
         return (
             f"drawn pictures lie among the real ones with a density of {dense.value:.2f}, where other real ones have "
             f"{real_dense.value:.2f}"
@@ -197,5 +197,8 @@ def _is_limited(evidence: Evidence) -> bool:
     """Whether real pictures through the autoencoder would not reach rung 3, and the drawn ones are half way there."""
     if not evidence.ceiling_overlaps or evidence.skill is None or evidence.skill.low < 0.5:
         return False
-    through = mean_of_all([each.coverage for each in evidence.ceiling_overlaps.values()])
-    return through.value < mean_of_all([each.coverage for each in evidence.real_overlaps.values()]).low
+    through, real = (
+        mean_of_all([each.coverage for each in sides.values()])
+        for sides in (evidence.ceiling_overlaps, evidence.real_overlaps)
+    )
+    return difference(through, real).high < 0

@@ -65,7 +65,6 @@ _VERDICT = {
     "rung.2": ("recognisable", "reconnaissable"),
     "rung.3": ("overlapping", "recouvrant"),
     "rung.4": ("not told apart", "indiscernable"),
-    "rungs": ("rungs of the verdict", "échelons du verdict"),
     "verdict.note": (
         "Five rungs: unchanged (as the base draws), moved, recognisable (a classifier of real images, which may say "
         "none of these, names the right caption more often than a guess), overlapping (as many real images have a "

@@ -54,7 +54,7 @@ REAL = Evidence(
     times=around(2.0),
     ceiling=around(1.2),
     alike=around(0.9),
-    ceiling_overlaps={"a": overlap(0.9), "b": overlap(0.95)},
+    ceiling_overlaps={"a": overlap(0.96), "b": overlap(0.96)},
 )
 
 

@@ -320,7 +320,7 @@ def test_claims_are_judged_by_the_trainings_and_shown(tmp_path: Path) -> None:
 def test_table_and_page_say_the_same_and_no_name_becomes_markup(tmp_path: Path) -> None:
     study, summary = _found(tmp_path)
     table = markdown(summary)
-    assert "| lora | 0.81 [0.68, 0.94] | – |" in table
+    assert "0.81 [0.68, 0.94] | – |" in table
     assert "skill: 1 of 1 pairs decided: lora above" in table
     page = html(study, summary, {"sf_dry": "evaluations/sf_dry/index.html"}, {"command": "x <script>alert(1)</script>"})
     assert "0.81 [0.68, 0.94]" in page
