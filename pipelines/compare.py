@@ -150,15 +150,17 @@ def judge(compared: Compared) -> tuple[Learnt, dict[str, Score]]:
 
 
 def _draw_picture(path: Path, compared: Compared, real: RealImages) -> Path:
+    from pipelines.metrics.two_sample import evenly
     from pipelines.sheets import Row, save_png, sheet
 
     def drawn(of: Subject, place: int) -> list[np.ndarray]:
-        return list(compared.images.pictures(of, place)[:COLUMNS])
+        return list(compared.images.pictures(of, place)[:num_columns])
 
+    num_columns = min(COLUMNS, len(compared.plan.axes.seeds))
     rows = []
     for caption, place in compared.learning.asked.items():
         held_out = real.held_out[caption]
-        rows.append(Row(f"{caption}\nreal, held out", list(held_out[:: max(1, len(held_out) // COLUMNS)][:COLUMNS])))
+        rows.append(Row(f"{caption}\nreal, held out", list(evenly(held_out, num_columns))))
         rows.append(Row(f"{caption}\nbase", drawn(compared.base, place)))
         rows.append(Row(f"{caption}\ntuned", drawn(compared.tuned, place)))
     for place, question in enumerate(compared.plan.asked):
@@ -166,7 +168,6 @@ def _draw_picture(path: Path, compared: Compared, real: RealImages) -> Path:
             rows.append(Row(f"{question.text}\nbase", drawn(compared.base, place)))
             rows.append(Row(f"{question.text}\ntuned", drawn(compared.tuned, place)))
     title = "real images / base / tuned: same prompt, same seeds"
-    num_columns = max(len(row.images) for row in rows)
     save_png(sheet(rows, title=title, columns=[f"seed {seed}" for seed in range(num_columns)]), path)
     return path
 

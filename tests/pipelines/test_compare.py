@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from data.errors import DataError
 from data.exits import exit_code
 from pipelines import compare
 from pipelines.evaluation.drawing import LARGEST_DIFFERENCE
@@ -114,10 +115,13 @@ def test_base_and_tuned_model_are_drawn_on_the_device_of_this_machine(
     if kind == "whole model":
         run_folder = make_tiny_base(tmp_path / "whole", seed=1)
         (run_folder / "manifest.json").write_text(json.dumps(_manifest(tiny_base_dir)))
-    folder = tmp_path / "compare"
-    assert run("--adapter", run_folder, "--num_images", "2", "--output_dir", folder) == 0
+
+    def stopped(*_: object) -> None:
+        raise DataError("judging", "is not looked at here: nothing is computed on this device.")
+
+    monkeypatch.setattr("pipelines.evaluation.measuring.Learning.of", stopped)
+    assert run("--adapter", run_folder, "--num_images", "2", "--output_dir", tmp_path / "compare") == 3
     assert set(found) == {"meta"}
-    assert (folder / "compare.png").exists()
 
 
 @pytest.mark.usefixtures("reopened")
