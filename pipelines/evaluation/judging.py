@@ -61,6 +61,8 @@ from pipelines.spaces import LatentSpace
 from pipelines.whole_files import write_text
 
 RECOGNISABLE = 2  # the rung from which on a distance to training images means something
+# of the noise prediction, in units of the base's own error
+MUCH_DRIFT, LITTLE_DRIFT = 1.0, 0.1
 NUM_COPIES = 10  # pairs shown of each run
 
 
@@ -419,19 +421,25 @@ def _conclude(
 
 
 def forgotten(scores: Mapping[str, Score]) -> tuple[str, Tone]:
-    """Return what the rings of other prompts say: their pictures, and how far the noise predictions have moved."""
+    """Return what the rings of other prompts say: their pictures, and how far the noise predictions have moved.
+
+    Few pictures decide little: that they are not told from the base's is good news only where the noise prediction,
+    which needs no sampling, has hardly moved either.
+    """
     prior, drift = scores.get("prior"), scores.get("drift")
     if prior is None or drift is None or prior.value is None or drift.value is None:
         return "What it forgot was not measured: the prompt file has no rings.", "open"
     unrelated = scores.get("drift_unrelated")
-    of_unrelated = "" if unrelated is None or unrelated.value is None else f", {unrelated.value:.2g} on unrelated ones"
+    others = [drift, *([unrelated] if unrelated is not None and unrelated.value is not None else [])]
+    of_unrelated = f", {others[1].value:.2g} on unrelated ones" if len(others) > 1 else ""
     numbers = f"the noise prediction has changed by {drift.value:.2g} of the base's own error{of_unrelated}"
-    if prior.words.startswith("no verdict"):
-        return f"Too few pictures of other prompts to say; {numbers}.", "open"
-    has_moved = prior.floor is not None and prior.low is not None and prior.low > prior.floor
-    if has_moved:
-        return f"Pictures of other prompts are no longer the base's; {numbers}.", "bad"
-    return f"Pictures of other prompts are as near to the base's as its own are; {numbers}.", "good"
+    if not prior.words.startswith("no verdict") and None not in (prior.low, prior.floor) and prior.low > prior.floor:
+        return f"It forgets: pictures of other prompts are no longer the base's; {numbers}.", "bad"
+    if max(each.low or 0.0 for each in others) >= MUCH_DRIFT:
+        return f"It forgets: {numbers}.", "bad"
+    if max(each.high or 0.0 for each in others) < LITTLE_DRIFT:
+        return f"Hardly anything: {numbers}.", "good"
+    return f"Not decided by {prior.num_images} pictures of each other prompt: {numbers}.", "open"
 
 
 def copied_words(scores: Mapping[str, Score], rung: int | None) -> tuple[str, Tone]:

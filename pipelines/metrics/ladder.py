@@ -175,7 +175,7 @@ def _advice_to_recognise(evidence: Evidence) -> str:
     if named.none.high < 0.5:
         return "The pictures are of the data, but not under their captions. Train longer, or check the captions."
     if evidence.skill is not None and evidence.skill.low > 0:
-        return f"Train longer, or with a larger learning rate: {evidence.skill.value:.0%} of the way is gone."
+        return "Train longer, or with a larger learning rate: the pictures move towards the real ones."
     return "Train longer, or with a larger learning rate: the pictures have moved, but not towards the real ones."
 
 

@@ -99,7 +99,7 @@ OVERLAPS = {"a": overlap(0.0), "b": overlap(0.0)}
     ("changed", "advice"),
     [
         ({"naming": named(0.04, 0.93), "moved_p": 0.3}, "have not moved"),
-        ({"naming": named(0.04, 0.93)}, "Train longer, or with a larger learning rate: 60% of the way is gone"),
+        ({"naming": named(0.04, 0.93)}, "Train longer, or with a larger learning rate: the pictures move towards"),
         ({"naming": named(0.04, 0.93), "skill": around(-0.2)}, "not towards the real ones"),
         ({"naming": named(0.04, 0.1)}, "not under their captions"),
         ({"overlaps": OVERLAPS}, "Train longer"),
