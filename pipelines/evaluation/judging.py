@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -433,7 +434,8 @@ def forgotten(scores: Mapping[str, Score]) -> tuple[str, Tone]:
     others = [drift, *([unrelated] if unrelated is not None and unrelated.value is not None else [])]
     of_unrelated = f", {others[1].value:.2g} on unrelated ones" if len(others) > 1 else ""
     numbers = f"the noise prediction has changed by {drift.value:.2g} of the base's own error{of_unrelated}"
-    if not prior.words.startswith("no verdict") and None not in (prior.low, prior.floor) and prior.low > prior.floor:
+    limit = math.inf if prior.floor is None or prior.words.startswith("no verdict") else prior.floor
+    if prior.low is not None and prior.low > limit:
         return f"It forgets: pictures of other prompts are no longer the base's; {numbers}.", "bad"
     if max(each.low or 0.0 for each in others) >= MUCH_DRIFT:
         return f"It forgets: {numbers}.", "bad"

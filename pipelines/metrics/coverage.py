@@ -57,7 +57,7 @@ def overlap(drawn: np.ndarray, real: np.ndarray, *, k: int = NUM_NEIGHBOURS, see
         )
 
     values = _measures(within, across, among, k)
-    found = half_samples_of_all(of, (len(y), len(x)), seed=seed, values=values)
+    found = half_samples_of_all(of, (len(y), len(x)), seed=seed, values=values.tolist())
     precision, recall, density, coverage = (
         Estimate(each.value, np.clip(each.draws, 0, None), each.num_images) for each in found
     )

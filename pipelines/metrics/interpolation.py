@@ -92,8 +92,8 @@ def interpolation(generated: np.ndarray, one: np.ndarray, other: np.ndarray, *, 
         over = np.where((w > 0) & (w < 1), w * (1 - w), np.nan)
         return np.asarray((of_g - (1 - w) * of_a - w * of_b) / over)
 
-    found = (bootstrap_interval(statistic, sizes, seed=seed) for statistic in (share, residual, mixed))
-    return Interpolation(*found, *along)
+    place, beside, excess = (bootstrap_interval(each, sizes, seed=seed) for each in (share, residual, mixed))
+    return Interpolation(place, beside, excess, *along)
 
 
 def _weighted_variance(sums: np.ndarray) -> np.ndarray:
