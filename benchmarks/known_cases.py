@@ -28,7 +28,7 @@ from data.stand_ins import generated_data
 from pipelines import compare
 from pipelines.components import build_pipeline, load_components
 from pipelines.metrics.ceiling import round_trips
-from pipelines.metrics.extractors import TextureStatistics
+from pipelines.metrics.extractors import Extractor, TextureStatistics
 from pipelines.metrics.learnt import Learnt, RealSets, learnt
 from pipelines.metrics.naming import NUM_SHUFFLED, shuffle_pixels
 from pipelines.metrics.slices import compare_slices
@@ -213,13 +213,17 @@ def judged(
     *,
     um_per_px: float | None = None,
     are_slices: bool = True,
+    extractor: Extractor | None = None,
 ) -> dict[str, Learnt]:
-    """Return what is said of each case. real: training and held_out. through: training after the autoencoder."""
-    extractor = TextureStatistics.fitting(SIZE_PX)
-    features = lambda pictures: {c: extractor.extract(p) for c, p in pictures.items()}  # noqa: E731
+    """Return what is said of each case. real: training and held_out. through: training after the autoencoder.
+
+    extractor: texture statistics where it is None.
+    """
+    seen = extractor or TextureStatistics.fitting(SIZE_PX)
+    features = lambda pictures: {c: seen.extract(p) for c, p in pictures.items()}  # noqa: E731
     shuffled = features({c: shuffle_pixels(evenly(p, NUM_SHUFFLED)) for c, p in real["training"].items()})
     sets = RealSets(
-        features(real["training"]), features(real["held_out"]), features(through), shuffled, extractor.extractor_id
+        features(real["training"]), features(real["held_out"]), features(through), shuffled, seen.extractor_id
     )
     of_base = features(base)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -26,14 +27,47 @@ def slices(start: int) -> dict[str, np.ndarray]:
     return found
 
 
+def moved(base: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What few steps make of a base: its own pictures in other colours."""
+    return {c: np.clip(0.6 * base[c] + 0.3 * np.array([1, 1, 0]), 0, 1).astype(np.float32) for c in base}
+
+
+def base_of(*names: str) -> dict[str, np.ndarray]:
+    return dict(zip(CAPTIONS, (textures(name, NUM_PICTURES) for name in names), strict=True))
+
+
+@cache
+def real() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return slices(0), slices(20)
+
+
 @cache
 def answers() -> dict[str, Learnt]:
-    training, held_out, fresh = (slices(start) for start in (0, 20, 40))
-    base = dict(zip(CAPTIONS, (textures(name, NUM_PICTURES) for name in ("bubbly", "marbled")), strict=True))
-    cases = {"base": base} | {name: case.make(fresh, training) for name, case in CASES.items()}
-    cases["moved"] = {c: np.clip(0.6 * base[c] + 0.3 * np.array([1, 1, 0]), 0, 1).astype(np.float32) for c in base}
-    real = {"training": training, "held_out": held_out}
-    return judged(cases, base, real, training, are_slices=False)
+    training, held_out = real()
+    fresh, base = slices(40), base_of("bubbly", "marbled")
+    cases = {"base": base, "moved": moved(base)}
+    cases |= {name: case.make(fresh, training) for name, case in CASES.items()}
+    return judged(cases, base, {"training": training, "held_out": held_out}, training, are_slices=False)
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Mean colours of 64 squares: nothing of a texture."""
+
+    extractor_id: str = "coarse"
+    is_network: bool = False
+
+    def extract(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures.reshape(len(pictures), 8, 8, 8, 8, 3).mean((2, 4)).reshape(len(pictures), -1).astype(np.float64)
+
+
+@pytest.mark.parametrize("names", [("bubbly", "marbled"), ("dotted", "striped")])
+def test_a_few_steps_are_the_first_rung_on_another_base_and_by_another_extractor(names: tuple[str, str]) -> None:
+    training, held_out = real()
+    base = base_of(*names)
+    cases, sides = {"base": base, "moved": moved(base)}, {"training": training, "held_out": held_out}
+    found = judged(cases, base, sides, training, are_slices=False, extractor=Coarse())
+    assert {name: one.standing.rung for name, one in found.items()} == {"base": 0, "moved": 1}
 
 
 @pytest.mark.parametrize("name", CASES)
