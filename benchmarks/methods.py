@@ -54,14 +54,19 @@ def main() -> None:
             "result_mib": _result_bytes(run) / 2**20,
             "seconds": seconds,
             "peak_mib": peak_mib,
-            "skill": scores["skill"],
-            "prompt_accuracy": scores["prompt_accuracy"]["tuned"],
+            "rung": scores["verdict"]["rung"],
+            "times": scores["times_drawn"]["value"],
+            "skill": None if scores["skill"] is None else scores["skill"]["value"],
+            "right_caption": scores["right_caption"]["value"],
+            "noise drift": scores["forgetting"]["drift"]["value"],
+            "verdict": scores["verdict"]["words"],
         }
         record.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         row = table[name]
         print(
             f"| {name} | {row['trained']:,} | {row['result_mib']:.2f} MiB | {seconds / 60:.1f} min | "
-            f"{peak_mib / 1024:.1f} GiB | {row['skill']} | {row['prompt_accuracy']} |",
+            f"{peak_mib / 1024:.1f} GiB | {row['rung']} | {row['times']:.2f} | {row['skill'] or float('nan'):.2f} | "
+            f"{row['right_caption']:.0%} | {row['noise drift']:.2f} |",
             flush=True,
         )
 

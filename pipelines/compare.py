@@ -1,4 +1,4 @@
-"""What a run learned, in one picture and two numbers: real images / base / tuned, per prompt, same seeds.
+"""What a run learned and forgot, in one picture and one verdict: real images / base / tuned, same prompts and seeds.
 
 python pipelines/compare.py --adapter runs/sf_dry-lora --num_images 64
 """
@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,216 +23,197 @@ from pipelines.run_records import read_manifest
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines.evaluation.measuring import Images, Learning, Subject
+    from pipelines.evaluation.plan import Plan
+    from pipelines.evaluation.real_images import RealImages
+    from pipelines.evaluation.result import Score
+    from pipelines.evaluation.states import AskedRun
+    from pipelines.evaluation.store import ImageStore
+    from pipelines.metrics.learnt import Learnt
+
 
 COLUMNS = 8  # images of each kind in the picture
 BATCH_SIZE = 16  # images drawn together
+# what is forgotten is looked at on one prompt of each ring
+RINGS = ("a texture", "a striped texture", "two red circles on a white background")
+RING_SEEDS = tuple(range(10))
+NUM_TIMESTEPS = 8
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    manifest = _read_run(arguments.adapter)
+    _refuse_without_base(arguments.adapter)
     folder = refuse_unwritable(arguments.output_dir or arguments.adapter / "compare")
-    from data.splits import manifest_hash
-    from pipelines.run_data import reopened
+    from pipelines.evaluation.real_images import NUM_REAL, captions_of, open_real_images
+    from pipelines.evaluation.states import name_runs
 
-    dataset = reopened(arguments.adapter, manifest)
-    count = arguments.num_images
-    real = {
-        name: _pictures(pixels)
-        for name, pixels in (("held-out", dataset.held_out_pixels(count)), ("training", dataset.training_pixels(count)))
+    (run,) = name_runs([arguments.adapter])
+    real, missing = open_real_images(run, NUM_REAL)
+    if real is None or not real.captions:
+        raise DataError(str(arguments.adapter), missing)
+    captions = captions_of(run)
+    if left_out := len(set(captions) - set(real.captions)):
+        print(f"{left_out} of {len(captions)} prompts have too few images to be judged: left out")
+    compared = _drawn(arguments, folder, run, captions, real)
+    found, forgetting = judge(compared)
+    scores = {
+        "extractor": compared.images.extractor.extractor_id,
+        **found.as_json(),
+        "prompts": {
+            caption: {f"times_{name}": _written(each) for name, each in times._asdict().items()}
+            for caption, times in found.by_caption.items()
+        },
+        "num_images": arguments.num_images,
+        "forgetting": {name: vars(score) for name, score in forgetting.items()},
+        "num_inference_steps": arguments.num_inference_steps,
+        "guidance_scale": arguments.guidance_scale,
+        "data_hash": run.manifest.get("data_hash"),  # of the data that was opened: any other is refused
     }
-    captions = comparable(arguments.adapter, dataset.captions, real)
-    real = {name: {caption: group[caption] for caption in captions} for name, group in real.items()}
-    drawn = _drawn(arguments, folder, captions, dataset.resolution)
-    scores = score(real["training"], real["held-out"], drawn["base"], drawn["tuned"])
-    scores |= {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
-    scores["data_hash"] = manifest_hash(dataset.manifest())  # that of the run: `reopened` refuses any other
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    picture = _draw_picture(folder / "compare.png", captions, real["held-out"], drawn)
-    _tell(scores)
+    picture = _draw_picture(folder / "compare.png", compared, real)
     print(f"Look at {picture.resolve()}")
+    _tell(found, forgetting)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What is compared: the drawn images of a run and its base, and the real ones. asked: captions and rings."""
+
+    plan: Plan
+    store: ImageStore
+    images: Images
+    learning: Learning
+    base: Subject
+    tuned: Subject
+    device: Any
 
 
 def _drawn(
-    arguments: argparse.Namespace, folder: Path, captions: Sequence[str], size_px: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return what base and tuned model draw for each caption, float32 (N, H, W, 3) in [0, 1].
-
-    The images are kept in the folder by what they depend on, as those of an evaluation, and drawn once.
-    """
-    import numpy as np
-
+    arguments: argparse.Namespace, folder: Path, run: AskedRun, captions: Sequence[str], real: RealImages
+) -> Compared:
+    """Draw what is missing of captions and rings; kept in the folder by what it depends on, as in an evaluation."""
     from data.progress import Progress
     from pipelines.devices import drawing_device
     from pipelines.evaluation.bases import load_bases
     from pipelines.evaluation.drawing import batches
     from pipelines.evaluation.grid import OWN_SCHEDULER, Sampling, asked_of
+    from pipelines.evaluation.measuring import Images, Learning, Subject
     from pipelines.evaluation.plan import Axes, make_plan
     from pipelines.evaluation.prompt_sets import CAPTION, Prompt
-    from pipelines.evaluation.states import name_runs
     from pipelines.evaluation.store import ImageStore
     from pipelines.evaluation.workers import draw_batches
+    from pipelines.metrics.ceiling import round_trips
+    from pipelines.metrics.extractors import TextureStatistics
+    from pipelines.spaces import LatentSpace
 
     device = drawing_device()
-    (run,) = name_runs([arguments.adapter])
     bases, base_of = load_bases([run], None, device)
     sampling = Sampling(OWN_SCHEDULER, arguments.num_inference_steps, arguments.guidance_scale)
+    size_px = next(iter(real.held_out.values())).shape[1]
     axes = Axes((1.0,), (sampling,), tuple(range(arguments.num_images)), size_px)
+    rings = [Prompt(text, "ring", ring=ring, seeds=RING_SEEDS) for ring, text in enumerate(RINGS)]
     # the base does not know a new word, and is told the one that the new word began as
     asked = asked_of(
-        [Prompt(CAPTION, "captions")], {run.label: captions}, {run.label: run.manifest.get("base_prompts", {})}
+        [Prompt(CAPTION, "captions"), *rings],
+        {run.label: [caption for caption in captions if caption in real.captions]},
+        {run.label: run.manifest.get("base_prompts", {})},
     )
     plan = make_plan(asked, axes, bases, [(run, base_of[run.label], [run.result])])
     store = ImageStore(folder)
     missing = [(key, cell) for key, cell in plan.keyed().items() if not store.has(key)]
     with Progress(total=len(missing), unit="image", desc="draw") as bar:
         draw_batches(batches(missing, BATCH_SIZE), plan, store, device, num_processes=None, progress=bar.update)
-    keys: dict[str, dict[str, list[str]]] = {"base": {}, "tuned": {}}
-    for cell in plan.cells:
-        keys["base" if cell.arm.is_base else "tuned"].setdefault(captions[cell.asked], []).append(plan.key(cell))
-    return {
-        name: {caption: store.read_all(found).astype(np.float32) / 255 for caption, found in group.items()}
-        for name, group in keys.items()
-    }
+    images = Images(plan, store, TextureStatistics.fitting(size_px))
+    through = round_trips(LatentSpace(bases[base_of[run.label]].components.vae))
+    learning = Learning.of(run.label, plan, real, images.extractor, through)
+    base, tuned = (Subject(arm, 0) for arm in sorted(plan.arms, key=lambda arm: not arm.is_base))
+    return Compared(plan, store, images, learning, base, tuned, device)
 
 
-def score(
-    training: Mapping[str, np.ndarray],
-    held_out: Mapping[str, np.ndarray],
-    base: Mapping[str, np.ndarray],
-    tuned: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
-    """Return skill per prompt and overall, and how often a classifier of real images names the right prompt.
+def judge(compared: Compared) -> tuple[Learnt, dict[str, Score]]:
+    """Return what was learnt, and the scores of what was forgotten, as an evaluation of the same images has them."""
+    from pipelines.evaluation.measuring import what_is_learnt
+    from pipelines.evaluation.opener import PipelineOpener
+    from pipelines.evaluation.rings import Rings
 
-    Pictures by prompt: float32 (N, H, W, 3) in [0, 1]. Distance: the squared centroid distance to the held-out images
-    in TexStat features of the grey image; skill is 0 at the base's distance and 1 at that of the real training
-    images. The classifier is the nearest centroid of the real training images of each prompt.
-    """
-    import numpy as np
-    import torch
-
-    from pipelines.metrics.classifiers import NearestCentroid
-    from pipelines.metrics.distances import Discrepancy, Estimate, bootstrap_interval, linear_kernel, skill
-    from pipelines.metrics.texstat import TexStat, size_for
-
-    side = min(next(iter(held_out.values())).shape[1:3])
-    extractor = TexStat(size_for(side))
-
-    def features(pictures: np.ndarray) -> np.ndarray:
-        grey = torch.from_numpy(np.ascontiguousarray(pictures.mean(axis=-1))).float()[:, None]
-        return np.asarray(extractor.features(grey))
-
-    vectors = {
-        name: {prompt: features(pictures) for prompt, pictures in group.items()}
-        for name, group in (("training", training), ("held-out", held_out), ("base", base), ("tuned", tuned))
-    }
-
-    def distance(name: str, prompt: str) -> Estimate:
-        pair = Discrepancy.between(vectors["held-out"][prompt], vectors[name][prompt], linear_kernel)
-        return bootstrap_interval(pair, pair.sizes, seed=0)
-
-    per_prompt: dict[str, dict[str, Any]] = {}
-    for prompt in held_out:
-        floor, start, end = (distance(name, prompt) for name in ("training", "base", "tuned"))
-        gained = skill(end, start, floor)
-        per_prompt[prompt] = {
-            "real_versus_real": floor.value,
-            "base": start.value,
-            "tuned": end.value,
-            "skill": None if gained is None else gained.value,
-            "skill_interval": None if gained is None else [gained.low, gained.high],
-            "num_images": {name: len(vectors[name][prompt]) for name in vectors},
-        }
-
-    def accuracy(name: str) -> float | None:
-        if len(held_out) < 2:
-            return None
-        known = NearestCentroid.fit(*_labelled(vectors["training"], list(held_out)))
-        return float(known.accuracy(*_labelled(vectors[name], list(held_out))))
-
-    skills = [entry["skill"] for entry in per_prompt.values()]
-    return {
-        "extractor": extractor.extractor_id,
-        "prompts": per_prompt,
-        "skill": None if None in skills else float(np.mean(skills)),
-        "prompt_accuracy": {name: accuracy(name) for name in ("held-out", "tuned", "base")},
-    }
+    found = what_is_learnt(compared.tuned, compared.images, compared.learning, seed=0)
+    assert found is not None, "captions with real images are asked"
+    rings = Rings(
+        compared.plan,
+        compared.images,
+        place=0,
+        base=compared.base.arm,
+        num_timesteps=NUM_TIMESTEPS,
+        images_per_prompt=len(RING_SEEDS),
+        seed=0,
+    )
+    opener = PipelineOpener(compared.plan.bases, compared.plan.runs, compared.device)
+    drift = rings.drift(compared.tuned, opener, compared.store.folder / "drift")
+    return found, rings.scores(compared.tuned, drift, None, compared.images)
 
 
-def _labelled(features: Mapping[str, np.ndarray], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    import numpy as np
-
-    labels = [np.full(len(features[prompt]), number) for number, prompt in enumerate(prompts)]
-    return np.concatenate([features[prompt] for prompt in prompts]), np.concatenate(labels)
-
-
-def _pictures(pixels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) in [0, 1]."""
-    return {caption: (images.transpose(0, 2, 3, 1) + 1) / 2 for caption, images in pixels.items()}
-
-
-def _draw_picture(
-    path: Path,
-    captions: Sequence[str],
-    real: Mapping[str, np.ndarray],
-    drawn: Mapping[str, Mapping[str, np.ndarray]],
-) -> Path:
+def _draw_picture(path: Path, compared: Compared, real: RealImages) -> Path:
+    from pipelines.metrics.two_sample import evenly
     from pipelines.sheets import Row, save_png, sheet
 
+    def drawn(of: Subject, place: int) -> list[np.ndarray]:
+        return list(compared.images.pictures(of, place)[:num_columns])
+
+    num_columns = min(COLUMNS, len(compared.plan.axes.seeds))
     rows = []
-    for caption in captions:
-        rows.append(
-            Row(f"{caption}\nreal, held out", list(real[caption][:: max(1, len(real[caption]) // COLUMNS)][:COLUMNS]))
-        )
-        rows.append(Row(f"{caption}\nbase", list(drawn["base"][caption][:COLUMNS])))
-        rows.append(Row(f"{caption}\ntuned", list(drawn["tuned"][caption][:COLUMNS])))
+    for caption, place in compared.learning.asked.items():
+        held_out = real.held_out[caption]
+        rows.append(Row(f"{caption}\nreal, held out", list(evenly(held_out, num_columns))))
+        rows.append(Row(f"{caption}\nbase", drawn(compared.base, place)))
+        rows.append(Row(f"{caption}\ntuned", drawn(compared.tuned, place)))
+    for place, question in enumerate(compared.plan.asked):
+        if question.prompt.ring is not None:
+            rows.append(Row(f"{question.text}\nbase", drawn(compared.base, place)))
+            rows.append(Row(f"{question.text}\ntuned", drawn(compared.tuned, place)))
     title = "real images / base / tuned: same prompt, same seeds"
-    num_columns = max(len(row.images) for row in rows)
     save_png(sheet(rows, title=title, columns=[f"seed {seed}" for seed in range(num_columns)]), path)
     return path
 
 
-def _tell(scores: Mapping[str, Any]) -> None:
-    print(f"squared centroid distance to held-out images ({scores['extractor']}), and skill = 0 base ... 1 real")
-    for prompt, entry in scores["prompts"].items():
-        gained = (
-            "undefined"
-            if entry["skill"] is None
-            else "{:.2f} [{:.2f}, {:.2f}]".format(entry["skill"], *entry["skill_interval"])
-        )
-        print(
-            f"  {plain(prompt):36s} real {entry['real_versus_real']:.4f}  base {entry['base']:.4f}  "
-            f"tuned {entry['tuned']:.4f}  skill {gained}"
-        )
-    if scores["skill"] is not None:
-        print(f"  mean skill {scores['skill']:.2f}")
-    if scores["prompt_accuracy"]["tuned"] is not None:
-        named = scores["prompt_accuracy"]
-        print(
-            f"right prompt named by a classifier of real images: tuned {named['tuned']:.0%}, held-out images "
-            f"{named['held-out']:.0%}, base {named['base']:.0%}"
-        )
+def _tell(found: Learnt, forgetting: Mapping[str, Score]) -> None:
+    from pipelines.evaluation.judging import forgotten
+
+    standing, named = found.standing, found.naming
+    print(f"Learnt: {'' if standing.rung is None else f'{standing.rung} of 4. '}{standing.words}")
+    if standing.advice:
+        print(f"  Next: {standing.advice}")
+    print(f"Forgot: {forgotten(forgetting)[0]}")
+    print("how many times as far from held-out images as training images are")
+    print(f"  {'':36s} {'base':>6s} {'tuned':>6s}   real through the autoencoder")
+    for caption, times in {**found.by_caption, "mean": found.times}.items():
+        drawn, base, ceiling = ("-" if each is None else f"{each.value:.2f}" for each in times)
+        print(f"  {plain(caption):36s} {base:>6s} {drawn:>6s}   {ceiling}")
+    gained = "undefined" if found.skill is None else _with_interval(found.skill)
+    print(f"  skill, the share of the way from the base to real images through its autoencoder: {gained}")
+    print(
+        f"right caption {named.right.value:.0%}, held-out images {named.real_right.value:.0%}, a guess "
+        f"{named.chance:.0%}; none of the captions {named.none.value:.0%}"
+    )
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def _with_interval(estimate: Any) -> str:
+    from pipelines.metrics.estimates import interval_text
+
+    return interval_text(estimate.value, estimate.low, estimate.high)
+
+
+def _written(estimate: Any) -> Any:
+    from pipelines.metrics.estimates import written
+
+    return written(estimate)
+
+
+def _refuse_without_base(folder: Path) -> None:
     manifest = read_manifest(folder)
     if "base" not in manifest:
         judge = f" Judge it so: python pipelines/judge_pixels.py --model {shlex.quote(str(folder))}"
         advice = judge if "pixel_model" in manifest else ""
         raise SettingsError(str(folder), f"is a run of {manifest.get('method')}, which fine-tunes no base.{advice}")
-    return manifest
-
-
-def comparable(folder: Path, captions: Sequence[str], real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[str, ...]:
-    """Return the prompts that have two images or more on both sides of the split; say how many have not."""
-    kept = tuple(caption for caption in captions if all(len(group.get(caption, ())) > 1 for group in real.values()))
-    if not kept:
-        raise DataError(
-            str(folder), "no prompt of this run has two held-out images and two training images to compare with."
-        )
-    if len(kept) < len(captions):
-        print(f"{len(captions) - len(kept)} of {len(captions)} prompts have too few images to be judged: left out")
-    return kept
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

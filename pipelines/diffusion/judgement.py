@@ -213,7 +213,7 @@ def texture_distance(one: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Es
 
 def texture_features(pictures: np.ndarray) -> np.ndarray:
     """Return unit vectors (N, D) of texture statistics, of the grey alone where pictures have one channel."""
-    return TextureStatistics.fitting(pictures.shape[1], grey=pictures.shape[-1] == 1).extract(in_colour(pictures))
+    return TextureStatistics.fitting(pictures.shape[1]).extract(in_colour(pictures))
 
 
 def in_colour(pictures: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy import stats
 from pipelines.evaluation.asked_claims import AskedClaim, Side
 from pipelines.evaluation.result import Claim, Result
 from pipelines.metrics.distances import FEWEST_FOR_A_VERDICT
-from pipelines.metrics.fidelity import holm
+from pipelines.metrics.permutations import holm
 
 LEVEL = 0.05
 

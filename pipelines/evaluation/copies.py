@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -36,13 +36,24 @@ class Search:
         """What is searched in."""
         return searched_in(len(self.index), self.num_training)
 
-    def nearest_of_real(self, images: np.ndarray) -> list[Match]:
-        """Return the place most like each real image (N, H, W, 3); each image is searched for once, whoever asks."""
-        names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    def num_unknown(self, images: np.ndarray) -> int:
+        """Return how many of real images (N, H, W, 3) have not been searched for."""
+        return len({_name(image) for image in images} - self._known.keys())
+
+    def nearest_of_real(self, images: np.ndarray, progress: Callable[[int], object] | None = None) -> list[Match]:
+        """Return the place most like each real image (N, H, W, 3); each image is searched for once, whoever asks.
+
+        progress: called with 1 for each image that is searched for.
+        """
+        names = [_name(image) for image in images]
         new = {name: image for name, image in zip(names, images, strict=True) if name not in self._known}
         if new:
-            self._known.update(zip(new, self.index.nearest(np.stack(list(new.values()))), strict=True))
+            self._known.update(zip(new, self.index.nearest(np.stack(list(new.values())), progress), strict=True))
         return [replace(self._known[name], image=number) for number, name in enumerate(names)]
+
+
+def _name(image: np.ndarray) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 class Searches:
@@ -69,19 +80,34 @@ class Copies:
     """The search of a run's training images.
 
     held_out: by caption, what calibrates the search. asked: the captions that were asked, with their place in the plan.
+    progress: called with 1 for each image that is searched for.
     """
 
     search: Search
     held_out: Mapping[str, np.ndarray]
     asked: Mapping[str, int]
+    progress: Callable[[int], object] | None = None
+
+    @property
+    def num_unsearched(self) -> int:
+        """How many held-out images have not been searched for yet."""
+        return sum(self.search.num_unknown(images) for images in self.held_out.values())
 
     @cached_property
     def held_out_matches(self) -> dict[str, list[Match]]:
         """The place most like each held-out image by caption."""
-        return {caption: self.search.nearest_of_real(images) for caption, images in self.held_out.items()}
+        return {
+            caption: self.search.nearest_of_real(images, self.progress) for caption, images in self.held_out.items()
+        }
 
     @staticmethod
-    def of(run: str, plan: Plan, real: RealImages, searches: Searches) -> Copies | None:
+    def of(
+        run: str,
+        plan: Plan,
+        real: RealImages,
+        searches: Searches,
+        progress: Callable[[int], object] | None = None,
+    ) -> Copies | None:
         """Return it; None where the sizes differ, so that nothing can be compared pixel by pixel."""
         size_px = plan.axes.size_px, plan.axes.size_px
         if next(iter(real.training.values())).shape[1:3] != size_px:
@@ -91,14 +117,14 @@ class Copies:
             for place, question in reversed(list(enumerate(plan.asked)))
             if run in question.caption_of
         }
-        return Copies(searches.of(real, size_px), real.held_out, asked)
+        return Copies(searches.of(real, size_px), real.held_out, asked, progress)
 
     def measure(self, subject: Subject, images: Images, *, seed: int) -> Copying | None:
         """Return how near a model's images of its captions are to the training images; None where it was asked none."""
         drawn = {caption: images.pictures(subject, place) for caption, place in self.asked.items()}
         if not sum(map(len, drawn.values())):
             return None
-        found = iter(self.search.index.nearest(np.concatenate(list(drawn.values()))))
+        found = iter(self.search.index.nearest(np.concatenate(list(drawn.values())), self.progress))
         return calibrated(
             [
                 Group([next(found) for _ in pictures], self.held_out_matches.get(caption, []))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data.exits import DISK_ERRORS
+from data.progress import Progress
 from pipelines.evaluation.copies import Copies, Searches, copying_scores, keep_beside
 from pipelines.evaluation.cost import cost_of
 from pipelines.evaluation.drawing import count_tokens_cut
@@ -23,8 +26,8 @@ from pipelines.evaluation.measuring import (
     described,
     learning_scores,
     lying_between,
-    mean_skill,
     profiles,
+    what_is_learnt,
 )
 from pipelines.evaluation.opener import PipelineOpener, result_first
 from pipelines.evaluation.plan import Plan
@@ -43,17 +46,24 @@ from pipelines.evaluation.result import (
     Question,
     Result,
     Score,
+    Tone,
     Verdict,
 )
 from pipelines.evaluation.rings import Rings
 from pipelines.evaluation.states import CHOICE, AskedRun
 from pipelines.evaluation.store import ImageStore
+from pipelines.metrics.ceiling import round_trips
 from pipelines.metrics.copying import Copying
-from pipelines.metrics.extractors import Extractor, TextureStatistics
+from pipelines.metrics.extractors import Extractor, Remembering
 from pipelines.metrics.forgetting import PriorDistance
+from pipelines.metrics.learnt import Learnt
 from pipelines.metrics.selection import Choice, Judged, Limits, choose, onset
+from pipelines.spaces import LatentSpace
 from pipelines.whole_files import write_text
 
+RECOGNISABLE = 2  # the rung from which on a distance to training images means something
+# of the noise prediction, in units of the base's own error
+MUCH_DRIFT, LITTLE_DRIFT = 1.0, 0.1
 NUM_COPIES = 10  # pairs shown of each run
 
 
@@ -87,6 +97,7 @@ class _Found:
     verdicts: list[Verdict] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
+    learnt: dict[tuple[int, int], Learnt] = field(default_factory=dict)  # by model and sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +113,8 @@ class _Context:
     effort: Effort
     limits: Limits
     seed: int
-    progress: Callable[[int], object]
+    progress: Progress
+    through: Mapping[str, Callable[[np.ndarray], np.ndarray]]  # by base, pictures after its autoencoder
 
 
 def judge(
@@ -117,24 +129,36 @@ def judge(
     device: Any,
     statements: Sequence[str],
     provenance: Mapping[str, str],
-    progress: Callable[[int], object],
+    progress: Progress,
 ) -> Result:
     """Return the result of an evaluation whose images are all in the store.
 
-    extractor: by which images are compared; texture statistics see slices in grey. limits: of what a checkpoint may
-    forget (noise drift over all rings) and copy. progress: called with 1 for every model measured. A run with two
-    states or more gets a choice.json that says which one to use.
+    extractor: by which images are compared, in colour, which slices have none of. limits: of what a checkpoint may
+    forget (noise drift over all rings) and copy. progress: counts the images that are searched for, and those at which
+    noise is predicted; its total grows as they are known. A run with two states or more gets a choice.json that says
+    which one to use.
     """
     models = {arm: number for number, arm in enumerate(plan.arms)}
-    images = Images(plan, store, extractor)
+    images = Images(plan, store, Remembering(extractor))
     opener = PipelineOpener(plan.bases, plan.runs, device)
     context = _Context(
-        plan, store, Searches(effort.num_searched), images, models, opener, effort, limits, seed, progress
+        plan,
+        store,
+        Searches(effort.num_searched),
+        images,
+        models,
+        opener,
+        effort,
+        limits,
+        seed,
+        progress,
+        {label: round_trips(LatentSpace(base.components.vae)) for label, base in plan.bases.items()},
     )
     found = _Found(statements=list(statements))
     shown = [_model(plan, arm) for arm in plan.arms]
     pictures = [Picture(models[cell.arm], cell.asked, cell.place, cell.seed, plan.key(cell)) for cell in plan.cells]
     real_models: dict[str, int] = {}
+    _expect(progress, _num_looked_at(plan, effort))
     for run in plan.runs.values():
         real, missing = open_real_images(run, effort.num_real)
         if missing:
@@ -176,6 +200,22 @@ def judge(
     )
 
 
+def _num_looked_at(plan: Plan, effort: Effort) -> int:
+    """Return how many drawn images are searched for, or have noise predicted at them, by every model."""
+    count, ring_cells = 0, Counter((cell.arm, cell.place, cell.asked) for cell in plan.cells)
+    for (arm, _, asked), num_cells in ring_cells.items():
+        question = plan.asked[asked]
+        if question.prompt.ring is not None:
+            count += min(num_cells, effort.images_per_prompt)
+        elif arm.run in question.caption_of:
+            count += num_cells
+    return count
+
+
+def _expect(progress: Progress, num_images: int) -> None:
+    progress.total = (progress.total or 0) + num_images
+
+
 def _skills(run: AskedRun, models: Sequence[Model], measured: Sequence[Measured]) -> dict[int, float]:
     """Return the skill of a run's states at full strength by step, under the first sampler."""
     return {
@@ -189,14 +229,13 @@ def _skills(run: AskedRun, models: Sequence[Model], measured: Sequence[Measured]
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """What a run is held against. seen: its images as the extractor of its real images sees them.
+    """What a run is held against.
 
     choosing: what its states are chosen by, where that is not what is reported; None where it is the same.
     """
 
     run: AskedRun
     real: RealImages | None
-    seen: Images
     learning: Learning | None
     choosing: Learning | None
     copies: Copies | None
@@ -204,32 +243,33 @@ class _Reference:
 
 def _reference(run: AskedRun, real: RealImages | None, context: _Context, found: _Found) -> _Reference:
     """Return the real images of a run, ready to be compared with; say what cannot be."""
-    plan, seen = context.plan, context.images
+    plan, extractor = context.plan, context.images.extractor
     if real is None:
-        return _Reference(run, None, seen, None, None, None)
-    if real.are_slices and isinstance(seen.extractor, TextureStatistics):
-        seen = Images(plan, context.store, replace(seen.extractor, grey=True))
+        return _Reference(run, None, None, None, None)
     halves = real.halves() if _num_states(run, plan) > 1 else None
     chosen_by, reported = halves or (None, real)
-    learning = Learning.of(run.label, plan, reported, seen.extractor)
-    choosing = None if chosen_by is None else Learning.of(run.label, plan, chosen_by, seen.extractor)
+    base = next(arm.base for arm in plan.arms if arm.run == run.label)
+    through = context.through[base]
+    learning = Learning.of(run.label, plan, reported, extractor, through)
+    choosing = None if chosen_by is None else Learning.of(run.label, plan, chosen_by, extractor, through)
     if not learning.asked and real.captions:
         found.statements.append(
             f"{run.label}: none of its captions ({', '.join(real.captions)}) is asked, so what it learnt is not "
             "measured. Write {caption} into the prompt file."
         )
-    copies = Copies.of(run.label, plan, real, context.searches)
+    copies = Copies.of(run.label, plan, real, context.searches, context.progress.update)
     if copies is None:
         found.statements.append(
             f"{run.label}: images are not of the size of its training images: copying is not measured."
         )
-    elif copies.held_out_matches:
-        found.held_out_ncc[run.label] = tuple(
-            float(match.ncc) for matches in copies.held_out_matches.values() for match in matches
-        )
-    if copies is not None:
+    else:
+        _expect(context.progress, copies.num_unsearched)
+        if copies.held_out_matches:
+            found.held_out_ncc[run.label] = tuple(
+                float(match.ncc) for matches in copies.held_out_matches.values() for match in matches
+            )
         found.searched.setdefault(copies.search.words, []).append(run.label)
-    return _Reference(run, reported, seen, learning, choosing, copies)
+    return _Reference(run, reported, learning, choosing, copies)
 
 
 def _num_states(run: AskedRun, plan: Plan) -> int:
@@ -253,6 +293,7 @@ def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, foun
             num_timesteps=context.effort.num_timesteps,
             images_per_prompt=context.effort.images_per_prompt,
             seed=context.seed,
+            progress=context.progress.update,
         )
         for arm in sorted(arms, key=result_first):
             assert arm.state is not None
@@ -262,7 +303,6 @@ def _measure_run(run: AskedRun, real: RealImages | None, context: _Context, foun
                 judged[step] = one
                 if rings and step is not None:
                     prior.append((step, rings.prior(subject)))
-            context.progress(1)
     _conclude(run, judged, prior, context, found, is_apart=reference.choosing is not None)
 
 
@@ -273,15 +313,19 @@ def _measure_model(subject: Subject, reference: _Reference, rings: Rings, contex
     scores: dict[str, Score] = {}
     skill = forgetting = None
     if learning is not None:
-        scores, skill = learning_scores(subject, reference.seen, learning, seed=seed)
+        known = what_is_learnt(subject, context.images, learning, seed=seed)
+        if known is not None:
+            scores, skill = learning_scores(known, subject, context.images, learning, seed=seed), known.skill
+            found.learnt[number, subject.place] = known
     if reference.choosing is not None:
-        skill = mean_skill(subject, reference.seen, reference.choosing, seed=seed)
+        chosen_by = what_is_learnt(subject, context.images, reference.choosing, seed=seed)
+        skill = None if chosen_by is None else chosen_by.skill
     if rings:
         drift = rings.drift(subject, context.opener, context.store.folder / "drift")
         concept = learning.concept if learning is not None and learning.asked else None
-        scores |= rings.scores(subject, drift, concept, reference.seen)
+        scores |= rings.scores(subject, drift, concept, context.images)
         if learning is not None:
-            scores |= class_coverage_score(subject, reference.seen, learning, rings.of_ring(0), seed=seed)
+            scores |= class_coverage_score(subject, context.images, learning, rings.of_ring(0), seed=seed)
         forgetting = drift.estimate(tuple(drift.changes), seed=seed)
         found.drifted += rings.drifted(subject, number) if subject.place == 0 else []
     copied = None if copies is None else copies.measure(subject, context.images, seed=seed)
@@ -306,17 +350,17 @@ def _show_result(
         )
     if learning is None or real is None:
         return
-    placed, missing = lying_between(subject, reference.seen, context.plan.asked, real, number, seed=context.seed)
+    placed, missing = lying_between(subject, context.images, context.plan.asked, real, number, seed=context.seed)
     found.between += placed
     found.statements += [f"{reference.run.label}: {each}" for each in missing]
-    named = confusion(subject, reference.seen, learning, number, seed=context.seed)
-    found.confusions += [] if named is None else [named]
-    curves, left_out = profiles(subject, reference.seen, learning, real, number, seed=context.seed)
+    if (known := found.learnt.get((number, subject.place))) is not None:
+        found.confusions.append(confusion(known, learning.sets.extractor_id, number))
+    curves, left_out = profiles(subject, context.images, learning, real, number, seed=context.seed)
     found.profiles += curves
     if left_out:
         found.statements.append(f"{reference.run.label}: {left_out}")
     if real.are_slices:
-        descriptors, why = described(subject, reference.seen, learning, real, number, seed=context.seed)
+        descriptors, why = described(subject, context.images, learning, number, seed=context.seed)
         found.described += descriptors
         if why:
             found.statements.append(f"{reference.run.label}: no physical descriptors: {why}")
@@ -353,15 +397,23 @@ def _conclude(
     number = context.models[arm]
     scores = next(m.scores for m in found.measured if (m.model, m.sampling) == (number, 0))
     caveats += sorted({s.words for s in scores.values() if s.words.startswith("no verdict")})
+    known = found.learnt.get((number, 0))
+    standing = None if known is None else known.standing
+    forgot, forgot_tone = forgotten(scores)
+    copied, copied_tone = copied_words(scores, None if standing is None else standing.rung)
     found.verdicts.append(
         Verdict(
             run.label,
             number,
             choice.step,
             choice.reason,
-            _said(scores, "skill", "what it learnt was not measured"),
-            _said(scores, "prior", "what it forgot was not measured: the prompt file has no rings"),
-            _said(scores, "copy_auc", "whether it copies was not measured"),
+            None if standing is None else standing.rung,
+            "What it learnt was not measured." if standing is None else standing.words,
+            "" if standing is None else standing.advice,
+            forgot,
+            forgot_tone,
+            copied,
+            copied_tone,
             tuple(caveats),
             onset([(at, each.distance) for at, each in prior], prior[-1][1].limit) if prior else None,
             prior[-1][1].limit if prior else None,
@@ -369,11 +421,43 @@ def _conclude(
     )
 
 
-def _said(scores: Mapping[str, Score], name: str, otherwise: str) -> str:
-    score = scores.get(name)
+def forgotten(scores: Mapping[str, Score]) -> tuple[str, Tone]:
+    """Return what the rings of other prompts say: their pictures, and how far the noise predictions have moved.
+
+    Few pictures decide little: that they are not told from the base's is good news only where the noise prediction,
+    which needs no sampling, has hardly moved either.
+    """
+    prior, drift = scores.get("prior"), scores.get("drift")
+    if prior is None or drift is None or prior.value is None or drift.value is None:
+        return "What it forgot was not measured: the prompt file has no rings.", "open"
+    unrelated = scores.get("drift_unrelated")
+    others = [drift, *([unrelated] if unrelated is not None and unrelated.value is not None else [])]
+    of_unrelated = f", {others[1].value:.2g} on unrelated ones" if len(others) > 1 else ""
+    numbers = f"the noise prediction has changed by {drift.value:.2g} of the base's own error{of_unrelated}"
+    limit = math.inf if prior.floor is None or prior.words.startswith("no verdict") else prior.floor
+    if prior.low is not None and prior.low > limit:
+        return f"It forgets: pictures of other prompts are no longer the base's; {numbers}.", "bad"
+    if max(each.low or 0.0 for each in others) >= MUCH_DRIFT:
+        return f"It forgets: {numbers}.", "bad"
+    if max(each.high or 0.0 for each in others) < LITTLE_DRIFT:
+        return f"Hardly anything: {numbers}.", "good"
+    return f"Not decided by {prior.num_images} pictures of each other prompt: {numbers}.", "open"
+
+
+def copied_words(scores: Mapping[str, Score], rung: int | None) -> tuple[str, Tone]:
+    """Return what the search for copies says: near training images is no news where nothing is near the data."""
+    score = scores.get("copy_auc")
     if score is None:
-        return otherwise
-    return score.words or "measured"
+        return "Whether it copies was not measured.", "open"
+    if score.value is None or score.low is None or score.high is None or score.words.startswith("no verdict"):
+        return f"Cannot be judged: {score.words or 'not measured'}.", "open"
+    if score.low > 0.5:
+        return "Nearer to the training images than held-out real images are: copies.", "bad"
+    if rung is None or rung < RECOGNISABLE:
+        return "Cannot be judged: nothing drawn is near the data.", "open"
+    if score.high < 0.5:
+        return "No copies: farther from the training images than held-out real images are.", "good"
+    return "No copies: as near to the training images as held-out real images may be.", "good"
 
 
 def _model(plan: Plan, arm: Arm) -> Model:

@@ -1,9 +1,9 @@
-"""The images of an evaluation by model, and what they say of learning: skill, adherence, diversity, descriptors."""
+"""The images of an evaluation by model, and what they say of learning: rung, distance, names, descriptors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -15,18 +15,23 @@ from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.real_images import RealImages
 from pipelines.evaluation.result import Between, Confusion, Curve, Described, Profile, Score
 from pipelines.evaluation.store import ImageStore
-from pipelines.metrics.adherence import Adherence, Head, Labelled, adherence, class_coverage, fit_head
-from pipelines.metrics.coverage import coverage
-from pipelines.metrics.distances import Estimate
-from pipelines.metrics.diversity import pairwise_distance, vendi_ratio
-from pipelines.metrics.estimates import mean_over_prompts, prompt_seed, ratio
+from pipelines.metrics.colour import tint
+from pipelines.metrics.coverage import Measure
+from pipelines.metrics.diversity import pairwise_distance
+from pipelines.metrics.estimates import mean_of_all, prompt_seed, ratio
 from pipelines.metrics.extractors import Extractor
-from pipelines.metrics.fidelity import IN_WORDS, Fidelity, fidelity
+from pipelines.metrics.heads import class_coverage
 from pipelines.metrics.interpolation import interpolation
+from pipelines.metrics.ladder import FEWEST_REAL, Descriptors
+from pipelines.metrics.learnt import Learnt, RealSets, learnt, references_and_others
+from pipelines.metrics.naming import NUM_SHUFFLED, shuffle_pixels
+from pipelines.metrics.network_scores import FEWEST_FOR_FID, cmmd, fid, kid
 from pipelines.metrics.slices import compare_slices
 from pipelines.metrics.spectra import Band, Tone, radial_spectrum, tone_histogram
+from pipelines.metrics.two_sample import evenly
 
-FEWEST_FOR_COVERAGE = 20
+# precision calls one picture again and again right, and recall a mixture with another caption (docs/results.md)
+SHOWN: tuple[Measure, ...] = ("density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -78,124 +83,163 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Learning:
-    """What one run can be compared with: its captions, as places among those asked, and real features of each.
+    """What one run can be compared with: its captions, as places among those asked, and the real pictures of each.
 
-    asked: by caption.
+    asked: by caption. real: the pictures. sets: their features. is_network: see `Extractor`.
     """
 
     asked: Mapping[str, int]
-    training: Mapping[str, np.ndarray]
-    held_out: Mapping[str, np.ndarray]
-    extractor_id: str
+    real: RealImages
+    sets: RealSets
+    is_network: bool = False
+    _described: dict[Subject, Descriptors] = field(default_factory=dict)
 
     @staticmethod
-    def of(run: str, plan: Plan, real: RealImages, extractor: Extractor) -> Learning:
-        """Return it for the captions of a run that are asked and have real images."""
+    def of(
+        run: str, plan: Plan, real: RealImages, extractor: Extractor, through: Callable[[np.ndarray], np.ndarray]
+    ) -> Learning:
+        """Return it for the captions of a run that are asked and have real images.
+
+        through: gives pictures, float32 (N, H, W, 3) in [0, 1], after encoding and decoding by the base.
+        """
         asked: dict[str, int] = {}
         for place, question in enumerate(plan.asked):
             if run in question.caption_of and question.text in real.captions:
                 asked.setdefault(question.text, place)
-        return Learning(
-            asked,
-            {caption: extractor.extract(real.training[caption]) for caption in asked},
-            {caption: extractor.extract(real.held_out[caption]) for caption in asked},
+        training, held_out = ({caption: side[caption] for caption in asked} for side in (real.training, real.held_out))
+        others = references_and_others(training, held_out)[1] if asked else {}
+        sets = RealSets(
+            {caption: extractor.extract(pictures) for caption, pictures in training.items()},
+            {caption: extractor.extract(pictures) for caption, pictures in held_out.items()},
+            {c: extractor.extract(through(evenly(each, len(plan.axes.seeds)))) for c, each in others.items()},
+            {c: extractor.extract(shuffle_pixels(evenly(each, NUM_SHUFFLED))) for c, each in training.items()},
             extractor.extractor_id,
         )
+        return Learning(asked, real, sets, extractor.is_network)
 
     @cached_property
     def concept(self) -> np.ndarray:
         """Features of all real images."""
-        return np.concatenate([*self.training.values(), *self.held_out.values()])
+        return np.concatenate([*self.sets.training.values(), *self.sets.held_out.values()])
 
-    @cached_property
-    def head(self) -> Head | None:
-        """The classifier that tells the captions apart; None where there is one only."""
-        if len(self.asked) < 2:
-            return None
-        training, held_out = Labelled.of(self.training), Labelled.of(self.held_out)
-        return fit_head("caption", training, held_out, extractor_id=self.extractor_id)
+    def descriptors(self, subject: Subject, images: Images, seed: int) -> Descriptors:
+        """Return the physical descriptors of a model's slices by caption. Raises DataError where they cannot be had."""
+        if subject not in self._described:
+            self._described[subject] = {
+                caption: compare_slices(
+                    self.real.training[caption].mean(-1),
+                    self.real.held_out[caption].mean(-1),
+                    images.pictures(subject, asked).mean(-1),
+                    um_per_px=self.real.um_per_px,
+                    seed=seed,
+                )
+                for caption, asked in self.asked.items()
+            }
+        return self._described[subject]
+
+
+def what_is_learnt(subject: Subject, images: Images, learning: Learning, *, seed: int) -> Learnt | None:
+    """Return what a model's pictures have of the real ones; None where it was asked none of its captions."""
+    if not learning.asked:
+        return None
+    drawn, base = (
+        {caption: images.features(of, asked) for caption, asked in learning.asked.items()}
+        for of in (subject, images.base_of(subject))
+    )
+
+    def descriptors() -> Descriptors:
+        try:
+            return learning.descriptors(subject, images, seed)
+        except DataError:  # the page says why there are none
+            return {}
+
+    return learnt(drawn, base, learning.sets, descriptors=descriptors if learning.real.are_slices else None, seed=seed)
 
 
 def learning_scores(
-    subject: Subject, images: Images, learning: Learning, *, seed: int
-) -> tuple[dict[str, Score], Estimate | None]:
-    """Return skill, adherence and diversity of a model, means over its captions; and the skill with its draws.
-
-    The skill is None where it is undefined for one of the captions.
-    """
-    if not learning.asked:
-        return {}, None
-    found = _fidelities(subject, images, learning, seed)
-    scores = {
-        "skill": _mean_skill(found, "scd", learning.extractor_id, seed),
-        "kid_skill": _mean_skill(found, "kid", learning.extractor_id, seed),
-        **_diversity(subject, images, learning, seed),
-    }
-    adhered = _adherence(subject, images, learning, seed)
-    if adhered is not None:
-        scores["adherence"] = (
-            Score.none("; ".join(adhered.caveats) or "the classifier names hardly any real image")
-            if adhered.ratio is None
-            else Score.of(
-                adhered.ratio,
-                learning.extractor_id,
-                "; ".join(adhered.caveats),
-                1 / len(adhered.classes) / adhered.real_accuracy.value,  # what naming by chance gives
-            )
-        )
+    found: Learnt, subject: Subject, images: Images, learning: Learning, *, seed: int
+) -> dict[str, Score]:
+    """Return what a model learnt as scores: its rung, distances, names, overlap and diversity."""
+    extractor_id, standing, named = learning.sets.extractor_id, found.standing, found.naming
+    rung = None if standing.rung is None else float(standing.rung)
+    num_drawn = named.right.num_images // len(learning.asked)
+    scores = {"rung": Score(rung, rung, rung, num_drawn, extractor_id, standing.words)}
+    times = found.times
+    if times.drawn is None or times.base is None or times.ceiling is None:
+        scores["times"] = Score.none("the real pictures do not differ from each other")
     else:
-        scores["adherence"] = Score.none("one caption only: nothing to tell apart")
-    return scores, _mean_of_all(found, seed)
-
-
-def mean_skill(subject: Subject, images: Images, learning: Learning, *, seed: int) -> Estimate | None:
-    """Return the skill of a model as `learning_scores` does, and nothing else."""
-    return _mean_of_all(_fidelities(subject, images, learning, seed), seed) if learning.asked else None
-
-
-def _fidelities(subject: Subject, images: Images, learning: Learning, seed: int) -> list[Fidelity]:
-    base = images.base_of(subject)
-    return [
-        fidelity(
-            images.features(subject, asked),
-            images.features(base, asked),
-            learning.held_out[caption],
-            learning.training[caption],
-            extractor_id=learning.extractor_id,
-            seed=prompt_seed(seed, place),
-            num_permutations=200,
+        words = f"base {times.base.value:.2f}, real pictures through the autoencoder {times.ceiling.value:.2f}"
+        scores["times"] = Score.of(times.drawn, extractor_id, words)
+    scores["skill"] = (
+        Score.none("undefined: the base is no farther than real pictures through its autoencoder, or too few pictures")
+        if found.skill is None
+        else Score.of(found.skill, extractor_id)
+    )
+    none = f"{named.none.value:.0%} show none of the captions"
+    scores["right_caption"] = Score.of(named.right, extractor_id, none, named.chance)
+    scores["told"] = (
+        Score.none(f"fewer than {FEWEST_REAL} real pictures of a caption")
+        if found.told is None or found.real_told is None
+        else Score.of(found.told, extractor_id, "", max(0.5, found.real_told.value))
+    )
+    for name in SHOWN:
+        scores[name] = (
+            Score.of(found.overlap[name], extractor_id, "", found.real_overlap[name].value)
+            if found.overlap
+            else Score.none(f"fewer than {FEWEST_REAL} real pictures of a caption")
+        )
+    scores["vendi"] = Score.of(found.alike, extractor_id)
+    pairs = [
+        ratio(
+            pairwise_distance(images.features(subject, asked), seed=prompt_seed(seed, place)),
+            pairwise_distance(learning.sets.held_out[caption], seed=prompt_seed(seed, place) + 1),
         )
         for place, (caption, asked) in enumerate(learning.asked.items())
     ]
+    known = [each for each in pairs if each is not None]
+    scores["pairwise"] = (
+        Score.of(mean_of_all(known), extractor_id)
+        if len(known) == len(pairs)
+        else Score.none("the real pictures do not differ from each other")
+    )
+    if learning.real.are_slices:
+        drawn = [images.pictures(subject, asked) for asked in learning.asked.values()]
+        scores["tint"] = Score.of(tint(np.concatenate(drawn), seed=seed), "channel difference", "", 0.0)
+    return scores | _of_papers(subject, images, learning, seed) if learning.is_network else scores
 
 
-def _mean_of_all(found: Sequence[Fidelity], seed: int) -> Estimate | None:
-    skills = [one.scd.skill for one in found if one.scd.skill is not None]
-    return mean_over_prompts(skills, seed=seed) if len(skills) == len(found) else None
+def _of_papers(subject: Subject, images: Images, learning: Learning, seed: int) -> dict[str, Score]:
+    """Return FID, KID and CMMD over all captions together, with those of training images in place of drawn ones."""
+    few = {
+        caption: min(len(learning.sets.training[caption]), len(images.features(subject, asked)))
+        for caption, asked in learning.asked.items()
+    }
+    drawn = np.concatenate([evenly(images.features(subject, asked), few[c]) for c, asked in learning.asked.items()])
+    other = np.concatenate([evenly(learning.sets.training[c], few[c]) for c in few])
+    real = np.concatenate([learning.sets.held_out[c] for c in few])
+    extractor_id, count = learning.sets.extractor_id, min(len(drawn), len(real))
+    value, floor = (fid(each, real) for each in (drawn, other))
+    words = (
+        "" if count >= FEWEST_FOR_FID else f"of {count} images, where papers take {FEWEST_FOR_FID} or more: too large"
+    )
+    return {
+        "fid": Score(value, None, None, count, extractor_id, words, floor),
+        "kid": Score.of(kid(drawn, real, seed=seed), extractor_id, "", kid(other, real, seed=seed).value),
+        "cmmd": Score.of(cmmd(drawn, real, seed=seed), extractor_id, "", cmmd(other, real, seed=seed).value),
+    }
 
 
-def _adherence(subject: Subject, images: Images, learning: Learning, seed: int) -> Adherence | None:
-    if learning.head is None:
-        return None
-    drawn = Labelled.of({caption: images.features(subject, asked) for caption, asked in learning.asked.items()})
-    return adherence(learning.head, drawn, seed=seed)
-
-
-def confusion(subject: Subject, images: Images, learning: Learning, model: int, *, seed: int) -> Confusion | None:
-    """Return what the classifier of the captions names a model's images; None where there is one caption only."""
-    adhered = _adherence(subject, images, learning, seed)
-    if adhered is None or learning.head is None:
-        return None
-    labels = np.repeat(list(learning.held_out), [len(features) for features in learning.held_out.values()])
-    right = {label: learning.head.real[labels == label] for label in adhered.classes}
+def confusion(found: Learnt, extractor_id: str, model: int) -> Confusion:
+    """Return what the classifier of the captions names a model's images."""
+    named = found.naming
     return Confusion(
         model,
-        adhered.classes,
-        adhered.kind,
-        tuple(tuple(int(count) for count in row) for row in adhered.confusion),
-        tuple((int(right[label].sum()), len(right[label])) for label in adhered.classes),
-        Score.of(adhered.accuracy, learning.extractor_id),
-        Score.of(adhered.real_accuracy, learning.extractor_id),
+        named.captions,
+        named.classifier,
+        tuple(tuple(int(count) for count in row) for row in named.counts),
+        named.real_counts,
+        Score.of(named.right, extractor_id),
+        Score.of(named.real_right, extractor_id),
     )
 
 
@@ -206,89 +250,42 @@ def class_coverage_score(
 
     asked: the prompts of the class word, as places among those asked. The floor is the base's value.
     """
-    if learning.head is None or not asked:
+    if len(learning.asked) < 2 or not asked or learning.sets.namer.head is None:
         return {}
     tuned, base = (
-        class_coverage(learning.head, np.concatenate([images.features(of, place) for place in asked]), seed=seed)
+        class_coverage(
+            learning.sets.namer.head, np.concatenate([images.features(of, place) for place in asked]), seed=seed
+        )
         for of in (subject, images.base_of(subject))
     )
-    return {"class_coverage": Score.of(tuned, learning.extractor_id, "", base.value)}
-
-
-def _mean_skill(found: Sequence[Fidelity], kernel: str, extractor_id: str, seed: int) -> Score:
-    each = [one.scd if kernel == "scd" else one.kid for one in found]
-    undefined = [one.verdict for one in each if one.skill is None]
-    if undefined:
-        of = f" ({len(undefined)} of {len(each)} captions)" if len(each) > 1 else ""
-        return Score.none(IN_WORDS[undefined[0]] + of)
-    mean = mean_over_prompts([one.skill for one in each if one.skill is not None], seed=seed)
-    words = _skill_words(mean, [one.verdict == "as near as real images" for one in each])
-    caveats = {caveat for one in found for caveat in one.caveats}
-    return Score.of(mean, extractor_id, "; ".join([words, *sorted(caveats)]))
-
-
-def _skill_words(skill: Estimate, alike: Sequence[bool]) -> str:
-    """alike: for each caption whether its images are not told apart from real ones, by a test of their own."""
-    if skill.high < 0:
-        return IN_WORDS["worse"]
-    if skill.low <= 0:
-        return IN_WORDS["inconclusive"]
-    return IN_WORDS["as near as real images"] if all(alike) else IN_WORDS["better"]
-
-
-def _diversity(subject: Subject, images: Images, learning: Learning, seed: int) -> dict[str, Score]:
-    measures: dict[str, Callable[[np.ndarray, np.ndarray, int], Estimate | None]] = {
-        "vendi": lambda drawn, real, s: vendi_ratio(drawn, real, seed=s),
-        "pairwise": lambda drawn, real, s: ratio(pairwise_distance(drawn, seed=s), pairwise_distance(real, seed=s + 1)),
-        "coverage": lambda drawn, real, s: (
-            coverage(drawn, real, seed=s).ratio if len(real) >= FEWEST_FOR_COVERAGE else None
-        ),
-    }
-    scores = {}
-    for name, measure in measures.items():
-        found = [
-            measure(images.features(subject, asked), learning.held_out[caption], prompt_seed(seed, place))
-            for place, (caption, asked) in enumerate(learning.asked.items())
-        ]
-        known = [each for each in found if each is not None]
-        if len(known) < len(found):
-            scores[name] = Score.none(f"fewer than {FEWEST_FOR_COVERAGE} held-out images of a caption")
-        else:
-            scores[name] = Score.of(mean_over_prompts(known, seed=seed), learning.extractor_id)
-    return scores
+    return {"class_coverage": Score.of(tuned, learning.sets.extractor_id, "", base.value)}
 
 
 def described(
-    subject: Subject, images: Images, learning: Learning, real: RealImages, model: int, *, seed: int
+    subject: Subject, images: Images, learning: Learning, model: int, *, seed: int
 ) -> tuple[list[Described], str]:
     """Return the physical descriptors of a model's slices by caption; and why not, where they cannot be had."""
-    found = []
-    for caption, asked in learning.asked.items():
-        drawn = images.pictures(subject, asked)
-        training, held_out, generated = (
-            each.mean(-1) for each in (real.training[caption], real.held_out[caption], drawn)
+    try:
+        by_caption = learning.descriptors(subject, images, seed)
+    except DataError as error:
+        return [], " ".join(error.problems)
+    return [
+        Described(
+            model,
+            learning.asked[caption],
+            name,
+            one.meaning,
+            one.unit,
+            one.value_real,
+            one.value_generated,
+            one.ratio,
+            one.ratio_low,
+            one.ratio_high,
+            one.reason or one.verdict,
         )
-        try:
-            comparison = compare_slices(training, held_out, generated, um_per_px=real.um_per_px, seed=seed)
-        except DataError as error:
-            return [], " ".join(error.problems)
-        for name, one in comparison.items():
-            found.append(
-                Described(
-                    model,
-                    asked,
-                    name,
-                    one.meaning,
-                    one.unit,
-                    one.value_real,
-                    one.value_generated,
-                    one.ratio,
-                    one.ratio_low,
-                    one.ratio_high,
-                    one.reason or one.verdict,
-                )
-            )
-    return found, ""
+        for caption, comparison in by_caption.items()
+        for name, one in comparison.items()
+    ], ""
 
 
 def lying_between(
@@ -317,6 +314,7 @@ def lying_between(
                 *pair,
                 Score.of(measured.share, images.extractor.extractor_id, measured.words),
                 Score.of(measured.residual, images.extractor.extractor_id),
+                Score.of(measured.mixed, images.extractor.extractor_id),
                 (_numbers(measured.one), _numbers(measured.generated), _numbers(measured.other)),
             )
         )

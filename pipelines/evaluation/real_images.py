@@ -19,6 +19,7 @@ from pipelines.whole_pictures import to_pictures
 
 # of a manifest's data: how images are sampled and called, not which they are
 _OF_SAMPLES = ("seed", "random_flip", "center_crop", "proportion_empty_prompts", "wording")
+NUM_REAL = 64  # real images of each caption that a model is held against, unless more are asked for
 MOST_OF_ONE = 8  # captions asked of a run whose images each have their own
 
 

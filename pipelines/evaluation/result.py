@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipelines.metrics.distances import Estimate
 from pipelines.metrics.estimates import finite
+from pipelines.metrics.ladder import GREEN
 
 Section = Literal["learning", "forgetting", "copying", "diversity"]
 
@@ -29,16 +30,53 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "skill": Kind(
-        "skill", "learning", "up", "0 as far from real images as the base, 1 as near as other real images", 0.0
-    ),
-    "kid_skill": Kind("skill, kernel distance", "learning", "up", "the same with the cubic kernel", 0.0),
-    "adherence": Kind(
-        "adherence",
+    "rung": Kind(
+        "rung",
         "learning",
         "up",
-        "how often a classifier of real images names the caption, over held-out images; the floor is chance",
+        "0 unchanged, 1 moved, 2 recognisable, 3 overlapping with real pictures, 4 not told apart from them",
     ),
+    "times": Kind(
+        "distance, times real",
+        "learning",
+        "one",
+        "how many times as far from held-out real pictures as training pictures are",
+        1.0,
+    ),
+    "skill": Kind(
+        "skill",
+        "learning",
+        "up",
+        "share of the way from the base (0) to real pictures through the base's autoencoder (1), distances not squared",
+        0.0,
+    ),
+    "right_caption": Kind(
+        "right caption",
+        "learning",
+        "up",
+        "share of pictures that a classifier of real ones, which may say none of these, names rightly; the floor is "
+        "a guess",
+    ),
+    "told": Kind(
+        "told from real",
+        "learning",
+        "down",
+        "how often a classifier tells unseen drawn from real pictures; the floor is real against real, or a coin",
+    ),
+    "density": Kind(
+        "density",
+        "learning",
+        "up",
+        "how densely drawn pictures lie among the real ones; the floor is other real pictures",
+    ),
+    "fid": Kind(
+        "FID", "learning", "down", "Frechet distance to held-out images; the floor is other real images, as many"
+    ),
+    "kid": Kind("KID", "learning", "down", "kernel distance to held-out images, unbiased; the floor is real images"),
+    "cmmd": Kind(
+        "CMMD", "learning", "down", "1,000 times the distance under a Gaussian kernel; the floor is other real images"
+    ),
+    "tint": Kind("tint", "learning", "down", "mean difference of the channels of slices, which are grey", 0.0),
     "drift": Kind("noise drift", "forgetting", "down", "change of the noise prediction over the base's own error", 0.0),
     "drift_class": Kind("noise drift, class", "forgetting", "down", "the same on the ring of the class word", 0.0),
     "drift_related": Kind("noise drift, related", "forgetting", "down", "the same on the ring of related prompts", 0.0),
@@ -75,7 +113,10 @@ KINDS: Mapping[str, Kind] = {
         "pair distance ratio", "diversity", "one", "mean distance of two images of a prompt, over real ones", 1.0
     ),
     "coverage": Kind(
-        "coverage", "diversity", "one", "share of real images with a generated one beside it, over expected", 1.0
+        "coverage",
+        "diversity",
+        "up",
+        "share of real pictures with a drawn neighbour; the floor is other real pictures in place of the drawn ones",
     ),
     "class_coverage": Kind(
         "class coverage",
@@ -223,8 +264,9 @@ class Described:
 class Confusion:
     """What a classifier of real images names a model's images.
 
-    counts: rows by the caption asked for, columns by the class named, both in the order of classes. real_counts: of
-    the held-out real images of each class, how many it names rightly, and how many there are.
+    counts: rows by the caption asked for, columns by the class named, both in the order of classes, and a last column
+    for none of these. real_counts: of the held-out real images of each class, how many it names rightly, and how many
+    there are.
     """
 
     model: int
@@ -240,8 +282,9 @@ class Confusion:
 class Between:
     """Where a model's images of a prompt lie between the real images of two captions.
 
-    share: 0 at the one, 1 at the other. residual: from the line, in standard deviations of one real image. places:
-    along the line, of each image of the one, of the model, and of the other.
+    share: 0 at the one, 1 at the other. residual: from the line, in standard deviations of one real image. mixed: 0
+    where each image lies between, 1 where some are of the one and some of the other. places: along the line, of each
+    image of the one, of the model, and of the other.
     """
 
     model: int
@@ -250,6 +293,7 @@ class Between:
     other: str
     share: Score
     residual: Score
+    mixed: Score
     places: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
 
@@ -288,23 +332,39 @@ class HeldOutLoss:
     value: float
 
 
+Tone = Literal["good", "bad", "open"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What may be said of one run: which checkpoint, why, and one sentence each on what it learnt, forgot and copied.
 
-    caveats: what limits these words. onset: the step from which on it forgets; None where none was found.
+    rung: 0 to 4, None where it cannot be judged; see `metrics.ladder`. advice: what to do next. forgot_tone,
+    copied_tone: how good the news is. caveats: what limits these words. onset: the step from which on it forgets; None
+    where none was found.
     """
 
     run: str
     model: int
     step: int | None
     reason: str
+    rung: int | None
     learnt: str
+    advice: str
     forgot: str
+    forgot_tone: Tone
     copied: str
+    copied_tone: Tone
     caveats: tuple[str, ...] = ()
     onset: int | None = None
     forgetting_limit: float | None = None
+
+    @property
+    def learnt_tone(self) -> Tone:
+        """Good from rung 3 on, where the pictures may stand for real ones."""
+        if self.rung is None:
+            return "open"
+        return "good" if self.rung >= GREEN else "bad"
 
 
 @dataclass(frozen=True)

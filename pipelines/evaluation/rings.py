@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +20,6 @@ from pipelines.evaluation.opener import PipelineOpener
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.prompt_sets import RINGS
 from pipelines.evaluation.result import Drifted, Score
-from pipelines.metrics.adherence import fit_leak_head, leak_rate
 from pipelines.metrics.colour import colour_retention
 from pipelines.metrics.estimates import difference
 from pipelines.metrics.forgetting import (
@@ -34,6 +33,7 @@ from pipelines.metrics.forgetting import (
     prior_distance,
     prior_likeness,
 )
+from pipelines.metrics.heads import fit_leak_head, leak_rate
 from pipelines.whole_files import write_text
 
 
@@ -50,8 +50,12 @@ class Rings:
         num_timesteps: int,
         images_per_prompt: int,
         seed: int,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """base: whose images stand for the prior. images_per_prompt: at which noise is predicted, at most."""
+        """base: whose images stand for the prior. images_per_prompt: at which noise is predicted, at most.
+
+        progress: called with the number of images at which noise has been predicted.
+        """
         self._plan, self._images, self._seed = plan, images, seed
         self.base = Subject(base, place)
         self.asked = {
@@ -61,6 +65,7 @@ class Rings:
         }
         self._num_timesteps, self._images_per_prompt = num_timesteps, images_per_prompt
         self._predicted: np.ndarray | None = None
+        self._progress = progress
         self._priors: dict[Subject, PriorDistance] = {}
 
     def __bool__(self) -> bool:
@@ -89,7 +94,7 @@ class Rings:
             return DriftParts(*({k: np.array(v) for k, v in said[name].items()} for name in ("changes", "errors")))
         base = self._plan.bases[self.base.arm.base].components
         if self._predicted is None:
-            self._predicted = predicted_noise(base, self.points)
+            self._predicted = predicted_noise(base, self.points, progress=self._progress)
         pipeline = opener.open(subject.arm)
         tuned = replace(
             base,
@@ -98,7 +103,7 @@ class Rings:
             tokenizer=pipeline.tokenizer,
             scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),  # it may predict v, the base not
         )
-        parts = drift_parts(predicted_noise(tuned, self.points), self._predicted, self.points)
+        parts = drift_parts(predicted_noise(tuned, self.points, progress=self._progress), self._predicted, self.points)
         content = {
             name: {prompt: each.tolist() for prompt, each in group.items()}
             for name, group in (("changes", parts.changes), ("errors", parts.errors))

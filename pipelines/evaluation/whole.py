@@ -24,7 +24,7 @@ from pipelines.evaluation.grid import Asked, Sampling, asked_of
 from pipelines.evaluation.judging import Effort, judge
 from pipelines.evaluation.plan import Axes, Plan, make_plan
 from pipelines.evaluation.prompt_sets import Prompt, PromptFile
-from pipelines.evaluation.real_images import captions_of, num_captions_left_out
+from pipelines.evaluation.real_images import NUM_REAL, captions_of, num_captions_left_out
 from pipelines.evaluation.states import AskedRun, State
 from pipelines.evaluation.store import ImageStore
 from pipelines.evaluation.workers import draw_batches
@@ -50,7 +50,7 @@ class Tier:
 
 TIERS = {
     "smoke": Tier(8, 1, Effort(num_real=32, num_searched=500, num_timesteps=4, images_per_prompt=4)),
-    "standard": Tier(16, None, Effort(num_real=64, num_searched=2000, num_timesteps=8, images_per_prompt=16)),
+    "standard": Tier(16, None, Effort(num_real=NUM_REAL, num_searched=2000, num_timesteps=8, images_per_prompt=16)),
     "full": Tier(100, None, Effort(num_real=512, num_searched=5000, num_timesteps=8, images_per_prompt=32)),
 }
 
@@ -124,8 +124,7 @@ def evaluate(request: Request) -> Path | None:
         {"key": key, "file": str(store.path(key).relative_to(store.folder)), **described(cell)}
         for key, cell in keyed.items()
     )
-    num_measured = len(axes.samplings) * sum(not arm.is_base for arm in plan.arms)
-    with Progress(total=num_measured, unit="model", desc="measure") as bar:
+    with Progress(unit="image", desc="measure") as bar:
         result = judge(
             plan,
             store,
@@ -137,20 +136,22 @@ def evaluate(request: Request) -> Path | None:
             device=process.device,
             statements=statements,
             provenance=_provenance(request, plan, drawn, process),
-            progress=bar.update,
+            progress=bar,
         )
+        bar.total = bar.n  # what an earlier session has looked at was not looked at again
     result = replace(result, claims=tuple(judge_claims(request.prompt_file.claims, claimed(result))))
     write_text(store.folder / RESULT, result.as_json())
     page = write_page(result, store, store.folder / PAGE)
     process.end_training()
-    print(
-        plain_lines(
-            [
-                *result.statements,
-                *(f"{v.run}: {v.learnt}; {v.forgot}; {v.copied}. Checkpoint: {v.reason}" for v in result.verdicts),
-            ]
+    lines = list(result.statements)
+    for verdict in result.verdicts:
+        rung = "" if verdict.rung is None else f" {verdict.rung} of 4."
+        lines.append(
+            f"{verdict.run}:{rung} {verdict.learnt} {verdict.forgot} {verdict.copied} Checkpoint: {verdict.reason}"
         )
-    )
+        if verdict.advice:
+            lines.append(f"  Next: {verdict.advice}")
+    print(plain_lines(lines))
     return page
 
 

@@ -29,6 +29,16 @@ def saturation(pictures: np.ndarray) -> np.ndarray:
     return np.asarray(spread.mean((1, 2), dtype=np.float64))
 
 
+def tint(pictures: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Return the mean over pixels of the largest difference of two channels, 0 to 1: 0 for pictures that are grey.
+
+    pictures: float32 (N, H, W, 3) in [0, 1]. Resampled over pictures.
+    """
+    pictures = checked_pictures(pictures, "tint")
+    spread = (pictures.max(-1) - pictures.min(-1)).mean((1, 2), dtype=np.float64)
+    return bootstrap_interval(lambda counts: counts @ spread / counts.sum(1), [len(spread)], seed=seed)
+
+
 def colourfulness(pictures: np.ndarray) -> np.ndarray:
     """Return the colourfulness of each picture, (N,), 0 (grey) to about 150, in units of 8-bit colours.
 

@@ -66,14 +66,6 @@ def squared_centroid_distance(x: np.ndarray, y: np.ndarray) -> float:
     return Discrepancy.between(x, y, linear_kernel).value
 
 
-def kid(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the kernel distance of two sets under the cubic kernel on unit vectors; shapes and errors as above.
-
-    The U-statistic of all images rather than the average over random subsets of them.
-    """
-    return Discrepancy.between(x, y, cubic_kernel).value
-
-
 @dataclass(frozen=True)
 class Discrepancy:
     """The distance of two sets as a function of how often each image counts: what the bootstrap draws again."""
@@ -156,25 +148,6 @@ def bootstrap_interval(statistic: Statistic, sizes: Sequence[int], *, seed: int,
     ]
     value = statistic(*(np.ones((1, size)) for size in sizes))[0]
     return Estimate(float(value), statistic(*(each.astype(np.float64) for each in counts)), min(sizes))
-
-
-def skill(tuned: Estimate, base: Estimate, floor: Estimate) -> Estimate | None:
-    """Return the share of the base model's distance to the real images that fine-tuning has closed.
-
-    S = 1 - (tuned - floor) / (base - floor): 1 is as near as real to real, 0 is the base model, negative is worse than
-    it. tuned, base: distance of their images to the references. floor: distance of one half of the references to the
-    other. All three under one kernel, and bootstrapped with one seed, so that their draws are paired.
-    Returns None where S is undefined: fewer than 10 images in a set of tuned or base (the halves of the floor may be
-    smaller), or the interval of the base model does not lie wholly above that of the floor, so that there is nothing
-    to close that could be measured.
-    """
-    if "none" in (tuned.verdict, base.verdict) or base.low <= floor.high:
-        return None
-    value = 1 - (tuned.value - floor.value) / (base.value - floor.value)
-    # the intervals are apart, but a stray pair of draws may still touch
-    gap = base.draws - floor.draws
-    draws = 1 - (tuned.draws - floor.draws) / np.where(gap > 0, gap, np.nan)
-    return Estimate(value, draws, min(tuned.num_images, base.num_images))
 
 
 def mean_of_pairs(gram: np.ndarray, counts: np.ndarray) -> np.ndarray:

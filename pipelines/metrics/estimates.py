@@ -96,14 +96,33 @@ def share(hits: np.ndarray, *, seed: int, purpose: str) -> Estimate:
     hits = np.asarray(hits, dtype=bool)
     if not hits.size:
         raise DataError(purpose, "found no image, expected at least one.")
-    found, count = int(hits.sum()), hits.size
-    draws = generator(seed, "share", purpose, count).beta(found + 0.5, count - found + 0.5, NUM_RESAMPLES)
+    draws = _beta_draws(hits.mean(), hits.size, seed, purpose)
+    return Estimate(float(hits.mean()), draws, hits.size)
+
+
+def mean_share(groups: Sequence[np.ndarray], *, seed: int, purpose: str) -> Estimate:
+    """Return the mean over groups of the share of hits in each, bool (N_g,) each, with an interval as of `share`.
+
+    Each group counts alike, however many images it has. The draws are those of a share of so many images as would have
+    the same standard error, G^2 / sum 1 / N_g, which is all of them where the groups are of one size.
+    """
+    known = [np.asarray(group, dtype=bool) for group in groups if len(group)]
+    if not known:
+        raise DataError(purpose, "found no image, expected at least one.")
+    value = float(np.mean([group.mean() for group in known]))
+    worth = len(known) ** 2 / sum(1 / len(group) for group in known)
+    return Estimate(value, _beta_draws(value, worth, seed, purpose), sum(len(group) for group in known))
+
+
+def _beta_draws(value: float, count: float, seed: int, purpose: str) -> np.ndarray:
+    rng = generator(seed, "share", purpose, round(count))
+    draws = np.asarray(rng.beta(value * count + 0.5, (1 - value) * count + 0.5, NUM_RESAMPLES))
     # more than 2.5 % of the draws, so that the end of the interval is exact
-    if found == 0:
+    if value == 0:
         draws[draws <= np.quantile(draws, 0.03)] = 0
-    elif found == count:
+    elif value == 1:
         draws[draws >= np.quantile(draws, 0.97)] = 1
-    return Estimate(found / count, draws, count)
+    return draws
 
 
 def ratio_over_prompts(
@@ -152,6 +171,22 @@ def mean_over_prompts(estimates: Sequence[Estimate], *, seed: int) -> Estimate:
     )
 
 
+def mean_of_all(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of one estimate for each caption, where the captions are all that there are.
+
+    The captions are not drawn again, their images are. The draws of different captions have to be independent: give
+    `prompt_seed(seed, place)` to each. num_images is that of the caption with the fewest. Raises DataError for none.
+    """
+    if not estimates:
+        raise DataError("mean over captions", "found no caption with this measure, expected at least one.")
+    assert len({len(each.draws) for each in estimates}) == 1, "found estimates of different numbers of draws"
+    return Estimate(
+        float(np.mean([each.value for each in estimates])),
+        np.mean([each.draws for each in estimates], axis=0),
+        min(each.num_images for each in estimates),
+    )
+
+
 def prompt_seed(seed: int, place: int) -> int:
     """Return the seed of the resamples of one prompt: other prompts are drawn independently, other models alike."""
     return derive(seed, "prompt", place)
@@ -172,11 +207,28 @@ def half_samples(
     Source: J. Shao and C. Wu, "A general theory for jackknife variance estimation", Annals of Statistics 1989, with
     half of the images left out.
     """
-    draws = np.empty(num_resamples)
+
+    def one(*indices: np.ndarray) -> np.ndarray:
+        return np.array([statistic(*indices)])
+
+    return half_samples_of_all(one, sizes, seed=seed, values=[value], num_resamples=num_resamples)[0]
+
+
+def half_samples_of_all(
+    statistics: Callable[..., np.ndarray],
+    sizes: Sequence[int],
+    *,
+    seed: int,
+    values: Sequence[float],
+    num_resamples: int = NUM_HALF_SAMPLES,
+) -> list[Estimate]:
+    """Return what `half_samples` does of several statistics (K,) that are computed together, on the same halves."""
+    draws = np.empty((num_resamples, len(values)))
     for number in range(num_resamples):
         rng = generator(seed, "half", number)
-        draws[number] = statistic(*(rng.permutation(size)[: max(2, size // 2)] for size in sizes))
-    return Estimate(value, draws - np.nanmean(draws) + value, min(sizes))
+        draws[number] = statistics(*(rng.permutation(size)[: max(2, size // 2)] for size in sizes))
+    centred = draws - np.nanmean(draws, axis=0) + np.asarray(values)
+    return [Estimate(float(value), centred[:, place], min(sizes)) for place, value in enumerate(values)]
 
 
 def _prompt_counts(num_prompts: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from pipelines.fingerprints import weights_fingerprint
 from pipelines.metrics.inputs import checked_pictures
 from pipelines.metrics.texstat import TexStat, size_for
 
-TEXSTAT, TEXSTAT_GREY, INCEPTION, CLIP, DINOV2 = "texstat", "texstat-grey", "inception", "clip", "dinov2"
+TEXSTAT, INCEPTION, CLIP, DINOV2 = "texstat", "inception", "clip", "dinov2"
 KNOWN = {CLIP: "openai/clip-vit-large-patch14", DINOV2: "facebook/dinov2-base"}
 _BATCH = 16
 
@@ -28,11 +29,15 @@ _BATCH = 16
 class Extractor(Protocol):
     """What gives features of pictures.
 
-    extractor_id: the name to keep beside every number; only numbers of the same name may be compared.
+    extractor_id: the name to keep beside every number; only numbers of the same name may be compared. is_network:
+    whether it is one of those of which papers report FID, KID or CMMD.
     """
 
     @property
     def extractor_id(self) -> str: ...
+
+    @property
+    def is_network(self) -> bool: ...
 
     def extract(self, pictures: np.ndarray) -> np.ndarray:
         """Return features, float64 (N, D), of pictures, float32 (N, H, W, 3) in [0, 1]."""
@@ -41,34 +46,61 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class TextureStatistics:
-    """The embedded extractor: TexStat at one size, of the colours or of their mean grey.
-
-    grey: for scans, which have no colour, so that a model is not judged by the tint that it gives to grey.
-    """
+    """The embedded extractor: TexStat at one size, of the colours, also of scans: a tint that they have not is seen."""
 
     texstat: TexStat
-    grey: bool = False
 
     @classmethod
-    def fitting(cls, short_side_px: int, *, grey: bool = False) -> TextureStatistics:
+    def fitting(cls, short_side_px: int) -> TextureStatistics:
         """Return the extractor for pictures of this short side. Raises DataError below 32 px."""
-        return cls(TexStat(size_for(short_side_px)), grey)
+        return cls(TexStat(size_for(short_side_px)))
 
     @property
     def extractor_id(self) -> str:
-        """TexStat's own name, with "-grey" where colour is left out."""
-        return self.texstat.extractor_id + ("-grey" if self.grey else "")
+        """TexStat's own name."""
+        return self.texstat.extractor_id
+
+    @property
+    def is_network(self) -> bool:
+        """No: nobody else reports distances in these features."""
+        return False
 
     def extract(self, pictures: np.ndarray) -> np.ndarray:
         """Return unit vectors, float64 (N, 245), or (N, 314) at 256 px."""
         checked = checked_pictures(pictures, self.extractor_id)
-        channels = checked.mean(-1, keepdims=True) if self.grey else checked
-        pixels = torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
+        pixels = torch.from_numpy(np.ascontiguousarray(checked.transpose(0, 3, 1, 2)))
         return self.texstat.features(pixels).double().numpy()
+
+
+class Remembering:
+    """An extractor that does the work once for each set of pictures, whoever asks: runs share their real images."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self._extractor = extractor
+        self._known: dict[bytes, np.ndarray] = {}
+
+    @property
+    def extractor_id(self) -> str:
+        """That of the extractor."""
+        return self._extractor.extractor_id
+
+    @property
+    def is_network(self) -> bool:
+        """As the extractor."""
+        return self._extractor.is_network
+
+    def extract(self, pictures: np.ndarray) -> np.ndarray:
+        """Return what the extractor gives; not to be changed."""
+        key = repr(pictures.shape).encode() + hashlib.sha256(pictures.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self._extractor.extract(pictures)
+        return self._known[key]
 
 
 class VisionNetwork:
     """An image network of transformers, CLIP or DINOv2, read from a local folder."""
+
+    is_network = True
 
     def __init__(self, folder: Path) -> None:
         """folder: config.json, preprocessor_config.json and safetensors. Raises SettingsError for anything else."""
@@ -104,11 +136,11 @@ class VisionNetwork:
 def open_extractor(name: str, short_side_px: int) -> Extractor:
     """Return an extractor for pictures of this short side; nothing is downloaded.
 
-    name: "texstat", "texstat-grey", "clip", "dinov2", a folder, or a hub id in the local cache.
+    name: "texstat", "clip", "dinov2", a folder, or a hub id in the local cache.
     Raises SettingsError with the reason where it cannot be had, DataError for pictures below 32 px with texstat.
     """
-    if name in (TEXSTAT, TEXSTAT_GREY):
-        return TextureStatistics.fitting(short_side_px, grey=name == TEXSTAT_GREY)
+    if name == TEXSTAT:
+        return TextureStatistics.fitting(short_side_px)
     if name == INCEPTION:
         raise SettingsError(
             INCEPTION,

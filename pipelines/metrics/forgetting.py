@@ -6,7 +6,7 @@ and features come as one array for each prompt, image i of every model drawn wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ from pipelines.metrics.distances import (
 )
 from pipelines.metrics.diversity import PairwiseDistance
 from pipelines.metrics.estimates import mean_over_prompts, prompt_seed, ratio_over_prompts, written
-from pipelines.metrics.fidelity import split_null
 from pipelines.metrics.inputs import check_widths, checked_features, checked_pictures
+from pipelines.metrics.permutations import split_null
 from pipelines.spaces import LatentSpace
 
 NUM_TIMESTEPS = 8
@@ -90,13 +90,20 @@ def drift_points(
     return DriftPoints(prompts, torch.cat(latents), timesteps, alphas[timesteps], seed)
 
 
-def predicted_noise(components: Components, points: DriftPoints, *, batch_size: int = 32) -> np.ndarray:
+def predicted_noise(
+    components: Components,
+    points: DriftPoints,
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int], object] = lambda _: None,
+) -> np.ndarray:
     """Return the noise that a model predicts at the points, float32 (N, T, C, h, w), for `noise_drift`.
 
     components: the base, or the same parts with adapters or embeddings attached to U-Net, text encoder and tokenizer:
     call it once before and once after attaching, or with adapters off and on. What predicts v or x0 is converted; a
     model with another noise schedule is asked at its timestep of the nearest alpha_bar. Modules are put into evaluation
-    mode and back. Raises NonFiniteError for predictions that are not finite.
+    mode and back. progress: called with the number of latents of which all timesteps are done.
+    Raises NonFiniteError for predictions that are not finite.
     """
     conditioner = TextConditioner(components.tokenizer, components.text_encoder)
     unet = components.unet
@@ -125,6 +132,8 @@ def predicted_noise(components: Components, points: DriftPoints, *, batch_size: 
                 )[0]
                 said = READINGS[components.prediction_type](found.float().cpu(), noisy, alpha_bar)
                 predicted[start : start + len(batch)] = said.eps
+                timesteps = points.timesteps.shape[1]
+                progress((start + len(batch)) // timesteps - start // timesteps)
     finally:
         for part, training in modes.items():
             part.training = training

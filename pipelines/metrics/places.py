@@ -57,8 +57,8 @@ class Places:
         padded = padded_shape((shape[0], shape[1]), image_shape)
         centred = (pictures - pictures.mean((1, 2), keepdim=True)).float()
         spread = centred.double()[:, None]
-        means = F.avg_pool2d(spread, image_shape, stride=1)[:, 0]
-        variances = (F.avg_pool2d(spread**2, image_shape, stride=1)[:, 0] - means**2).clamp(min=0)
+        means = _window_means(spread, image_shape)
+        variances = (_window_means(spread**2, image_shape) - means**2).clamp(min=0)
         area = image_shape[0] * image_shape[1]
         inverse = torch.where(variances.sqrt() > _FLATTEST, (variances * area).clamp(min=1e-24).rsqrt(), 0.0)
         rows, columns = (
@@ -96,6 +96,12 @@ class Places:
             rows, columns = (round(step * factor) for step in shift)
             found.append(Peak(min(1.0, float(each.max())), (rows, columns)))
         return found
+
+
+def _window_means(pictures: Tensor, image_shape: tuple[int, int]) -> Tensor:
+    """Return the means (N, P, Q) of all windows of pictures (N, 1, H, W), along one axis and then along the other."""
+    rows, columns = image_shape
+    return F.avg_pool2d(F.avg_pool2d(pictures, (rows, 1), stride=1), (1, columns), stride=1)[:, 0]
 
 
 def padded_shape(shape: tuple[int, int], image_shape: tuple[int, int]) -> tuple[int, int]:

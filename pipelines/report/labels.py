@@ -58,7 +58,25 @@ _PAGE = {
 
 _VERDICT = {
     "verdict": ("Verdict", "Verdict"),
+    "verdict.rung": ("{rung} of 4: {name}", "{rung} sur 4 : {name}"),
+    "verdict.no_rung": ("cannot be judged", "ne peut pas être jugé"),
+    "rung.0": ("unchanged", "inchangé"),
+    "rung.1": ("moved", "déplacé"),
+    "rung.2": ("recognisable", "reconnaissable"),
+    "rung.3": ("overlapping", "recouvrant"),
+    "rung.4": ("not told apart", "indiscernable"),
+    "verdict.note": (
+        "Five rungs: unchanged (as the base draws), moved, recognisable (a classifier of real images, which may say "
+        "none of these, names the right caption more often than a guess), overlapping (as many real images have a "
+        "drawn neighbour as have a real one), not told apart (no classifier tells drawn from real). Green from "
+        "overlapping on.",
+        "Cinq échelons : inchangé (comme la base), déplacé, reconnaissable (un classifieur d'images réelles, qui peut "
+        "dire aucune, nomme la bonne légende plus souvent que le hasard), recouvrant (autant d'images réelles ont une "
+        "voisine générée qu'une voisine réelle), indiscernable (aucun classifieur ne distingue généré et réel). Vert à "
+        "partir de recouvrant.",
+    ),
     "verdict.learnt": ("Learnt", "Appris"),
+    "verdict.next": ("Next", "Ensuite"),
     "verdict.forgot": ("Forgot", "Oublié"),
     "verdict.copied": ("Copied", "Copié"),
     "verdict.onset": (
@@ -85,7 +103,7 @@ _NUMBERS = {
         "{model} : gain {y}, dérive du bruit {x}",
     ),
     "trade_off.base": ("as the base", "comme la base"),
-    "trade_off.real": ("as real images", "comme les images réelles"),
+    "trade_off.real": ("as real images through the autoencoder", "comme le réel après l'autoencodeur"),
     "trade_off.note": (
         "Up is better learnt, left is less forgotten. Bars are 95 % intervals; lines join the checkpoints of a run; "
         "rings mark the chosen ones. Point at a mark, or go to it with Tab, to see an image.",
@@ -182,6 +200,11 @@ _PAIRS = {
         "retournement ; ncc vaut 1 pour une copie. La différence est noire là où les deux sont pareilles, et blanche "
         "là où l'image d'entraînement décalée n'arrive pas.",
     ),
+    "copies.unjudged": (
+        "Cannot be judged for {runs}: nothing drawn is near the data, so far from training images says nothing.",
+        "Ne peut pas être jugé pour {runs} : rien de généré n'est près des données, être loin de l'entraînement ne dit "
+        "donc rien.",
+    ),
     "copies.held_out": (
         "Held-out real images of {run} reach {most} at most, {middle} in the middle.",
         "Les images réelles mises de côté de {run} atteignent {most} au plus, {middle} au milieu.",
@@ -210,11 +233,13 @@ _WHOLE = {
     "classes": ("What a classifier names", "Ce que nomme un classifieur"),
     "classes.nav": ("Classes", "Classes"),
     "classes.note": (
-        "A classifier fitted on real training images names the images of each caption. The share of each row is "
+        "A classifier fitted on real training images names the images of each caption, or says none of these, where an "
+        "image is nearer to noise than to that caption's training images. The share of each row is "
         "shaded; right answers lie on the diagonal. On held-out real images it errs, too.",
-        "Un classifieur ajusté sur les images réelles d'entraînement nomme les images de chaque légende. La part dans "
-        "chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de côté, il "
-        "se trompe aussi.",
+        "Un classifieur ajusté sur les images réelles d'entraînement nomme les images de chaque légende, ou dit aucune "
+        "si une image est plus près du bruit que des images d'entraînement de cette légende. La "
+        "part dans chaque rang est ombrée ; les bonnes réponses sont sur la diagonale. Sur les images réelles mises de "
+        "côté, il se trompe aussi.",
     ),
     "classes.accuracy": (
         "{classifier}: right on {value} [{low}, {high}] of {images} generated images, {real_value} [{real_low}, "
@@ -223,6 +248,7 @@ _WHOLE = {
         "{real_high}] de {real_images} images réelles mises de côté.",
     ),
     "classes.asked": ("asked ↓ named →", "demandé ↓ nommé →"),
+    "classes.none": ("none of these", "aucune"),
     "classes.real": ("real, right", "réel, juste"),
     "classes.of": ("{right} of {images}", "{right} sur {images}"),
     "between": ("Between two captions", "Entre deux légendes"),
@@ -236,9 +262,11 @@ _WHOLE = {
     ),
     "between.numbers": (
         "{share} of the way from {one} to {other}, and {residual} standard deviations of a real image beside the line; "
+        "mixed {mixed}: 0 where each image lies between, 1 where some are of the one and some of the other; "
         "{images} images.",
         "à {share} du chemin de {one} à {other}, et à {residual} écarts-types d'une image réelle de la droite ; "
-        "{images} images.",
+        "mélange {mixed} : 0 si chaque image est entre les deux, 1 si les unes sont de l'une et les autres de l'autre "
+        "; {images} images.",
     ),
     "between.x": ("place along the line", "place sur la droite"),
     "between.alt": (
@@ -334,13 +362,44 @@ _END = {
 
 # title and meaning; the English ones are those of the measures themselves
 _KINDS_IN_FRENCH = {
-    "skill": ("gain", "0 : aussi loin des images réelles que la base ; 1 : aussi près que d'autres images réelles"),
-    "kid_skill": ("gain, distance à noyau", "le même avec le noyau cubique"),
-    "adherence": (
-        "fidélité au prompt",
-        "fréquence à laquelle un classifieur d'images réelles nomme la légende, rapportée aux images mises de côté ; "
-        "le plancher est le hasard",
+    "rung": (
+        "échelon",
+        "0 inchangé, 1 déplacé, 2 reconnaissable, 3 recouvrant les images réelles, 4 indiscernable d'elles",
     ),
+    "times": (
+        "distance, en unités du réel",
+        "combien de fois plus loin des images réelles mises de côté que ne le sont les images d'entraînement",
+    ),
+    "skill": (
+        "gain",
+        "part du chemin de la base (0) aux images réelles passées par son autoencodeur (1), distances sans carré",
+    ),
+    "right_caption": (
+        "bonne légende",
+        "part des images qu'un classifieur d'images réelles, qui peut dire aucune, nomme bien ; plancher : le hasard",
+    ),
+    "told": (
+        "distingué du réel",
+        "fréquence à laquelle un classifieur distingue généré et réel sur des images nouvelles ; le plancher est réel "
+        "contre réel, ou une pièce",
+    ),
+    "density": (
+        "densité",
+        "densité des images générées parmi les réelles ; le plancher est d'autres images réelles",
+    ),
+    "fid": (
+        "FID",
+        "distance de Fréchet aux images mises de côté ; le plancher est autant d'autres images réelles",
+    ),
+    "kid": (
+        "KID",
+        "distance à noyau aux images mises de côté, sans biais ; le plancher est d'autres images réelles",
+    ),
+    "cmmd": (
+        "CMMD",
+        "1 000 fois la distance sous un noyau gaussien ; le plancher est d'autres images réelles",
+    ),
+    "tint": ("teinte", "différence moyenne des canaux de coupes, qui sont grises"),
     "drift": ("dérive du bruit", "changement de la prédiction du bruit, rapporté à l'erreur de la base"),
     "drift_class": ("dérive du bruit, classe", "la même sur le cercle du nom de classe"),
     "drift_related": ("dérive du bruit, proche", "la même sur le cercle des prompts proches"),
@@ -374,7 +433,7 @@ _KINDS_IN_FRENCH = {
     ),
     "coverage": (
         "couverture",
-        "part des images réelles qui ont une image générée à côté, rapportée à la part attendue",
+        "part des images réelles qui ont une voisine générée ; le plancher est d'autres images réelles à leur place",
     ),
     "class_coverage": (
         "couverture des classes",

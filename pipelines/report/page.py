@@ -14,13 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.evaluation.prompt_sets import RINGS
-from pipelines.evaluation.result import KINDS, Result, Score, Verdict
+from pipelines.evaluation.result import KINDS, Result, Score, Tone, Verdict
 from pipelines.evaluation.store import ImageStore
+from pipelines.metrics.ladder import RUNGS
 from pipelines.report import panels
 from pipelines.report.charts import interval_bar
 from pipelines.report.pictures import chosen_keys, encoded, sheet_picture
 from pipelines.report.script_data import script_data, script_json
-from pipelines.report.words import attribute, keyed, label, said
+from pipelines.report.words import Key, attribute, keyed, label, said
 from pipelines.sheets import Row, sheet
 from pipelines.whole_files import write_text
 
@@ -29,7 +30,7 @@ _HERE = Path(__file__).parent
 _SCRIPTS = ("words.js", "page.js", "vote.js")  # in this order: each uses what those before it define
 _OVERVIEW_PROMPTS, _OVERVIEW_COLUMNS = 4, 8
 # where the small interval bars begin, end, and have their tick
-_BARS = {"skill": (-1.0, 1.5, 0.0), "prior": (0.0, 0.5, None), "copy_auc": (0.0, 1.0, 0.5)}
+_BARS = {"times": (0.0, 2.0, 1.0), "prior": (0.0, 0.5, None), "copy_auc": (0.0, 1.0, 0.5)}
 
 
 def write_page(result: Result, store: ImageStore, path: Path) -> Path:
@@ -65,6 +66,7 @@ def write_page(result: Result, store: ImageStore, path: Path) -> Path:
             profiles=panels.profile_charts(result),
             described=panels.descriptors(result),
             held_out_likeness=panels.held_out_likeness(result),
+            unjudged_copies=panels.unjudged_copies(result),
             num_embedded=len(pictures),
             num_pictures=len({picture.key for picture in result.pictures}),
             data=script_json(script_data(result, store, pictures, pairs)),
@@ -87,8 +89,12 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"t": label, "attribute": attribute, "keyed": keyed, "said": said}
+    environment.globals |= {"t": label, "attribute": attribute, "keyed": keyed, "said": said, "rung_key": _rung_key}
     return environment
+
+
+def _rung_key(rung: int) -> Key:
+    return Key(f"rung.{rung}")
 
 
 @dataclass(frozen=True)
@@ -99,42 +105,40 @@ class Line:
     words: str
     number: Markup
     bar: Markup
-    tone: str
+    tone: Tone
 
 
 def _card(result: Result, verdict: Verdict) -> dict[str, Any]:
     scores = result.scores_of(verdict.model)
     model = result.models[verdict.model]
     lines = [
-        _line("verdict.learnt", verdict.learnt, scores.get("skill"), "skill"),
-        _line("verdict.forgot", verdict.forgot, scores.get("prior"), "prior"),
-        _line("verdict.copied", verdict.copied, scores.get("copy_auc"), "copy_auc"),
+        _line("verdict.learnt", verdict.learnt, verdict.learnt_tone, scores.get("times"), "times"),
+        *(
+            [Line("verdict.next", verdict.advice, Markup(""), Markup(""), verdict.learnt_tone)]
+            if verdict.advice
+            else []
+        ),
+        _line("verdict.forgot", verdict.forgot, verdict.forgot_tone, scores.get("prior"), "prior"),
+        _line("verdict.copied", verdict.copied, verdict.copied_tone, scores.get("copy_auc"), "copy_auc"),
     ]
     return {
         "verdict": verdict,
         "model": model,
         "lines": lines,
+        "rungs": range(len(RUNGS)),
         "colour": panels.run_colour(result, verdict.model),
     }
 
 
-def _line(title: str, words: str, score: Score | None, name: str) -> Line:
+def _line(title: str, words: str, tone: Tone, score: Score | None, name: str) -> Line:
     value = panels.interval_of(score)
     if score is None or value is None:
-        return Line(title, words, Markup(""), Markup(""), "open")
+        return Line(title, words, Markup(""), Markup(""), tone)
     low, high, neutral = _BARS[name]
     neutral = score.floor if neutral is None else neutral
-    high = max(high, value.high) if name == "prior" else high
-    bar = interval_bar(value, low=low, high=high, neutral=neutral)
+    bar = interval_bar(value, low=low, high=high if name == "copy_auc" else max(high, value.high), neutral=neutral)
     number = label(f"kind.{name}") + f" {panels.figures(value)}, n = {score.num_images}"
-    return Line(title, words, number, bar, _tone(words))
-
-
-def _tone(words: str) -> str:
-    if words.startswith(("no verdict", "inconclusive", "undefined", "not ")):
-        return "open"
-    bad = words.startswith(("farther from the real", "farther from the base", "nearer to the training"))
-    return "bad" if bad else "good"
+    return Line(title, words, number, bar, tone)
 
 
 def _table(result: Result) -> dict[str, Any]:
@@ -178,7 +182,8 @@ def _cell(score: Score | None, neutral: float | None) -> dict[str, Any]:
         return {"text": "", "interval": None, "words": "", "is_sure": False}
     value = panels.interval_of(score)
     if value is None:
-        return {"text": "–", "interval": None, "words": score.words, "is_sure": False}
+        text = "–" if score.value is None else f"{score.value:.3g}"
+        return {"text": text, "interval": None, "words": score.words, "is_sure": False}
     against = score.floor if neutral is None else neutral
     is_apart = against is not None and not value.low <= against <= value.high
     return {

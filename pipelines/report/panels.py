@@ -174,6 +174,12 @@ def held_out_likeness(result: Result) -> list[dict[str, str]]:
     ]
 
 
+def unjudged_copies(result: Result) -> str:
+    """Return the runs whose pictures are near nothing in the data, so that nothing can be said of copies."""
+    low = [verdict.run for verdict in result.verdicts if verdict.copied_tone == "open"]
+    return ", ".join(low[:RUNS_NAMED]) + (f", … ({len(low)})" if len(low) > RUNS_NAMED else "")
+
+
 def descriptors(result: Result) -> list[dict[str, Any]]:
     """Return the physical descriptors by model and prompt."""
     groups: dict[tuple[int, int], list[Any]] = {}
@@ -267,6 +273,7 @@ def between(result: Result) -> list[dict[str, Any]]:
                 other=one.other,
                 share=_with_interval(one.share),
                 residual=_with_interval(one.residual),
+                mixed=_with_interval(one.mixed),
                 images=len(one.places[1]),
             ),
             "chart": _between_chart(result, one),

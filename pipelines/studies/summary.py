@@ -13,11 +13,11 @@ from scipy import stats
 from pipelines.evaluation.asked_claims import AskedClaim
 from pipelines.evaluation.claims import Quantity, judge_claims, welch
 from pipelines.evaluation.result import Claim
-from pipelines.metrics.fidelity import holm
+from pipelines.metrics.permutations import holm
 from pipelines.studies.training import Cost, TrainedRun
 
 # by the names of `evaluation.result.KINDS`, in the order of the table
-MEASURES = ("skill", "adherence", "prior", "drift", "leak", "copy_auc", "vendi", "coverage")
+MEASURES = ("rung", "times", "skill", "right_caption", "prior", "drift", "leak", "copy_auc", "vendi", "coverage")
 DECIDED_ON = ("skill", "prior", "copy_auc")  # one measure each of learning, forgetting and copying
 LEVEL = 0.05
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from data.errors import DataError
 from data.exits import exit_code
 from pipelines import compare
 from pipelines.evaluation.drawing import LARGEST_DIFFERENCE
@@ -40,6 +41,8 @@ def _manifest(base: Path) -> dict[str, Any]:
         "base": str(base),
         "prediction_type": "epsilon",
         "base_prompts": {},
+        "source": {},
+        "data": {"cells": [{"caption": "dry"}, {"caption": "red"}]},
         "settings": {"revision": None, "variant": None},
     }
 
@@ -55,13 +58,13 @@ def adapter(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def reopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every run have the same few pictures as its data."""
     dataset = SimpleNamespace(
-        captions=("dry", "red"),
-        resolution=SIZE_PX,
-        held_out_pixels=lambda count: _pixels(count, 1),
-        training_pixels=lambda count: _pixels(count, 2),
-        manifest=lambda: {},
+        um_per_px=None,
+        grey_values=None,
+        held_out_pixels=lambda count: _pixels(min(count, 24), 1),
+        training_pixels=lambda count: _pixels(min(count, 24), 2),
+        whole_images=lambda: None,
     )
-    monkeypatch.setattr("pipelines.run_data.reopened", lambda *_: dataset)
+    monkeypatch.setattr("pipelines.evaluation.real_images.reopened", lambda *_: dataset)
 
 
 def _drawn(found: list[str]) -> Callable[..., np.ndarray]:
@@ -84,9 +87,10 @@ def test_any_number_of_images_makes_a_picture(
     folder = tmp_path / "new" / "compare"
     assert run("--adapter", adapter, "--num_images", num_images, "--output_dir", folder) == 0
     scores = json.loads((folder / "scores.json").read_text())
-    assert scores["prompts"]["dry"]["num_images"] == dict.fromkeys(
-        ("training", "held-out", "base", "tuned"), num_images
-    )
+    assert scores["num_images"] == num_images
+    assert scores["verdict"]["rung"] is None  # fewer than ten
+    assert set(scores["prompts"]) == {"dry", "red"}
+    assert scores["forgetting"]["drift"]["value"] > 0
     columns = min(num_images, compare.COLUMNS)
     with Image.open(folder / "compare.png") as picture:
         assert columns * 96 < picture.width < 260 + columns * 110  # one column of 96 px for each image
@@ -111,10 +115,13 @@ def test_base_and_tuned_model_are_drawn_on_the_device_of_this_machine(
     if kind == "whole model":
         run_folder = make_tiny_base(tmp_path / "whole", seed=1)
         (run_folder / "manifest.json").write_text(json.dumps(_manifest(tiny_base_dir)))
-    folder = tmp_path / "compare"
-    assert run("--adapter", run_folder, "--num_images", "2", "--output_dir", folder) == 0
-    assert found == ["meta", "meta"]
-    assert (folder / "compare.png").exists()
+
+    def stopped(*_: object) -> None:
+        raise DataError("judging", "is not looked at here: nothing is computed on this device.")
+
+    monkeypatch.setattr("pipelines.evaluation.measuring.Learning.of", stopped)
+    assert run("--adapter", run_folder, "--num_images", "2", "--output_dir", tmp_path / "compare") == 3
+    assert set(found) == {"meta"}
 
 
 @pytest.mark.usefixtures("reopened")
@@ -133,12 +140,14 @@ def test_what_is_compared_is_what_generate_draws_and_is_drawn_once(
     arguments = ("--adapter", adapter, "--num_images", "3", "--num_inference_steps", "4", "--output_dir", tmp_path)
     assert run(*arguments) == 0
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "batch_size": 2, "height": SIZE_PX, "width": SIZE_PX}
+    captions_alone = {at: image for at, image in kept.items() if at[1] in ("dry", "red")}
     for model, adapters in (("base", []), ("run", [adapter])):
         pipeline = open_tuned(adapters, base=str(tiny_base_dir)).pipeline
         for prompt in ("dry", "red"):
             for seed, alone in enumerate(sample(pipeline, [prompt] * 3, range(3), **options)):
                 assert np.abs(kept[model, prompt, seed] - 255 * alone).max() <= LARGEST_DIFFERENCE
-    assert len(kept) == 12
+    assert len(captions_alone) == 12
+    assert len(kept) == 12 + len(compare.RINGS) * len(compare.RING_SEEDS) * 3  # base, other seeds of it, and tuned
     kept.clear()
     scores = (tmp_path / "scores.json").read_text()
     assert run(*arguments) == 0

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from pipelines.metrics.classifiers import NearestCentroid
 from pipelines.metrics.distances import (
     Discrepancy,
-    Estimate,
     bootstrap_interval,
-    kid,
+    cubic_kernel,
     linear_kernel,
-    skill,
     squared_centroid_distance,
 )
 
-DISTANCES = (squared_centroid_distance, kid)
+
+def cubic(x, y):
+    return Discrepancy.between(x, y, cubic_kernel).value
+
+
+DISTANCES = (squared_centroid_distance, cubic)
 
 
 def on_circle(rng, count, mean, spread):
@@ -65,13 +68,13 @@ def test_equal_laws_give_negative_values_as_well(distance):
 def test_point_masses_give_the_kernel_at_their_angle():
     x, y = np.tile([1.0, 0.0], (3, 1)), np.tile([math.cos(0.7), math.sin(0.7)], (4, 1))
     assert squared_centroid_distance(x, y) == pytest.approx(2 - 2 * math.cos(0.7))
-    assert kid(x, y) == pytest.approx(16 - 2 * (1 + math.cos(0.7)) ** 3)
+    assert cubic(x, y) == pytest.approx(16 - 2 * (1 + math.cos(0.7)) ** 3)
 
 
 def test_the_centroid_distance_is_blind_to_a_pure_change_of_spread_and_the_cubic_kernel_is_not():
     x, y = np.tile([[0, 1.0], [0, -1.0]], (500, 1)), np.tile([[1.0, 0], [-1.0, 0]], (500, 1))
     assert squared_centroid_distance(x, y) == pytest.approx(0, abs=0.01)
-    assert kid(x, y) > 1
+    assert cubic(x, y) > 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,7 +83,7 @@ def test_both_distances_equal_explicit_double_loops(n, m, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n, 5)), rng.normal(0.3, 2, size=(m, 5))
     u, v = ([row / math.sqrt(sum(row**2)) for row in rows] for rows in (x, y))
-    for distance, power, shift in ((squared_centroid_distance, 1, 0), (kid, 3, 1)):
+    for distance, power, shift in ((squared_centroid_distance, 1, 0), (cubic, 3, 1)):
         within_x = [(a @ b + shift) ** power for i, a in enumerate(u) for j, b in enumerate(u) if i != j]
         within_y = [(a @ b + shift) ** power for i, a in enumerate(v) for j, b in enumerate(v) if i != j]
         across = [(a @ b + shift) ** power for a in u for b in v]
@@ -190,46 +193,6 @@ def test_the_verdict_follows_the_smallest_set(count, verdict):
     rng = np.random.default_rng(10)
     assert estimate(on_circle(rng, count, 0, 1), on_circle(rng, 30, 0, 1)).verdict == verdict
     assert estimate(on_circle(rng, 30, 0, 1), on_circle(rng, count, 0, 1)).verdict == verdict
-
-
-def around(value, half_width=0.01, num_images=20):
-    return Estimate(value, value + np.linspace(-half_width, half_width, 101), num_images)
-
-
-@pytest.mark.parametrize(("tuned", "expected"), [(0.9, 0.0), (0.1, 1.0), (0.5, 0.5), (1.7, -1.0), (0.0, 1.125)])
-def test_skill_runs_from_the_base_model_at_0_to_real_images_at_1(tuned, expected):
-    found = skill(around(tuned), around(0.9), around(0.1))
-    assert found is not None
-    assert found.value == pytest.approx(expected)
-    assert found.low <= expected + 1e-9
-    assert found.high >= expected - 1e-9
-
-
-def test_skill_carries_the_paired_spread():
-    """Draws that move together cancel; those of the tuned model alone are divided by the distance to close."""
-    exact = skill(around(0.5), around(0.9), around(0.1))
-    assert exact is not None
-    assert exact.high - exact.low == pytest.approx(0, abs=1e-9)
-    spread = skill(around(0.5, half_width=0.08), around(0.9, half_width=0), around(0.1, half_width=0))
-    assert spread is not None
-    assert spread.high - spread.low == pytest.approx(0.95 * 0.16 / 0.8)
-
-
-@pytest.mark.parametrize(
-    ("tuned", "base", "floor"),
-    [
-        (around(0.1), around(0.2, half_width=0.1), around(0.1, half_width=0.1)),  # the intervals overlap
-        (around(0.1), around(0.1), around(0.9)),  # base nearer than real to real
-        (around(0.5, num_images=9), around(0.9), around(0.1)),
-        (around(0.5), around(0.9, num_images=9), around(0.1)),
-    ],
-)
-def test_skill_is_undefined_without_a_distance_to_close_or_with_too_few_images(tuned, base, floor):
-    assert skill(tuned, base, floor) is None
-
-
-def test_the_halves_of_the_floor_may_be_small():
-    assert skill(around(0.5, num_images=10), around(0.9, num_images=10), around(0.1, num_images=5)) is not None
 
 
 def test_the_nearest_centroid_follows_the_angle_not_the_length():

@@ -40,7 +40,7 @@ def test_a_real_image_is_searched_for_once_under_any_caption(monkeypatch: pytest
     expected = search.index.nearest(pictures[5:])
     searched: list[int] = []
     nearest = search.index.nearest
-    monkeypatch.setattr(search.index, "nearest", lambda images: [searched.append(len(images)), *nearest(images)][1:])
+    monkeypatch.setattr(search.index, "nearest", lambda images, _: [searched.append(len(images)), *nearest(images)][1:])
     one = Copies(search, {"a": pictures[5:7], "b": pictures[7:]}, {}).held_out_matches
     other = Copies(search, {"c": pictures[[8, 5]]}, {}).held_out_matches
     assert searched == [2, 2]

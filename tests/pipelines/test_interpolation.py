@@ -56,15 +56,32 @@ def test_a_mixture_of_both_sets_is_on_the_line() -> None:
     assert found is not None
     assert found.share.value == pytest.approx(0.25, abs=0.02)
     assert found.residual.value < 1
-    assert found.words == "between the two; nearer to the first"
+    assert found.mixed.low <= 1 <= found.mixed.high
+    assert found.words.startswith("a mixture: some images like the first, about 25% like the second")
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.3, "nearer to the first"), (0.7, "nearer to the second")])
+def test_images_that_each_lie_between_are_no_mixture(share: float, words: str) -> None:
+    """On a short line, so that the chord is near the sphere."""
+    ends = [np.array([1.0, 0.2 * side, 0, 0]) for side in (-1, 1)]
+    one, other = (cloud(end, seed=number) for number, end in enumerate(ends))
+    between = cloud((1 - share) * ends[0] + share * ends[1], seed=5)
+    found = interpolation(between, one, other, seed=0)
+    assert found is not None
+    assert abs(found.mixed.value) < 0.2
+    assert found.words == f"between the two; {words}"
+    # the same mean, of pictures at the two ends
+    count = round(40 * share)
+    mixed = np.concatenate([cloud(ends[0], 40 - count, seed=6), cloud(ends[1], count, seed=7)])
+    of_both = interpolation(mixed, one, other, seed=0)
+    assert of_both is not None
+    assert of_both.share.value == pytest.approx(found.share.value, abs=0.05)
+    assert of_both.mixed.low > 0.5
+    assert of_both.words.startswith("a mixture")
 
 
 def test_what_is_said_follows_from_the_intervals() -> None:
     one, other = cloud(ONE), cloud(OTHER, seed=1)
-    nearer = np.concatenate([cloud(ONE, 8, seed=2), cloud(OTHER, 60, seed=3)])
-    found = interpolation(nearer, one, other, seed=0)
-    assert found is not None
-    assert found.words == "between the two; nearer to the second"
     assert planted(0.5).words.startswith("beside the line")  # the chord is well below the sphere
     same = interpolation(cloud(ONE, seed=7), one, other, seed=0)
     assert same is not None

@@ -79,7 +79,8 @@ def _result() -> Result:
             number,
             0,
             {
-                "skill": Score(value, value - 0.2, value + 0.2, 40, "TexStat-v1", "nearer to the real images"),
+                "skill": Score(value, value - 0.2, value + 0.2, 40, "TexStat-v1"),
+                "times": Score(3 - value, 2.8 - value, 3.2 - value, 40, "TexStat-v1"),
                 "drift": Score(value / 4, value / 5, value / 3, 40, "U-Net"),
                 "copy_auc": Score(0.5, 0.4, 0.6, 40, "ncc", "inconclusive", 0.5),
                 "vendi": Score.none("too few"),
@@ -115,9 +116,33 @@ def _result() -> Result:
         measured=tuple(measured),
         verdicts=(
             Verdict(
-                "lora", 2, 20, "the best skill", "nearer to the real images", "no farther", "inconclusive", (EVIL,), 20
+                "lora",
+                2,
+                20,
+                "the best skill",
+                3,
+                "Overlapping: a classifier is right.",
+                "",
+                "Pictures of other prompts are no longer the base's.",
+                "bad",
+                "No copies.",
+                "good",
+                (EVIL,),
+                20,
             ),
-            Verdict("<b>db</b>", 3, None, EVIL, "no verdict", "no verdict", "no verdict"),
+            Verdict(
+                "<b>db</b>",
+                3,
+                None,
+                EVIL,
+                1,
+                "Moved: 4% of the captions are right.",
+                "Train longer.",
+                "Not measured.",
+                "open",
+                "Cannot be judged.",
+                "open",
+            ),
         ),
         drifted=tuple(
             Drifted(model, prompt, seed, key_of(0, prompt, seed), key_of(model, prompt, seed), 0.3 * seed)
@@ -141,6 +166,7 @@ def _result() -> Result:
                 EVIL,
                 Score(0.3, 0.2, 0.4, 12, "TexStat-v1", "between the two"),
                 Score(0.5, 0.1, 0.9, 12, "TexStat-v1"),
+                Score(0.1, -0.1, 0.3, 12, "TexStat-v1"),
                 ((-0.1, 0.1), (0.2, 0.4), (0.9, 1.1)),
             ),
         ),
@@ -149,7 +175,7 @@ def _result() -> Result:
                 2,
                 ("sf_dry sf_warp", EVIL),
                 "nearest centroid",
-                ((7, 1), (0, 8)),
+                ((7, 1, 0), (0, 8, 2)),
                 ((9, 10), (10, 10)),
                 Score(15 / 16, 0.7, 0.99, 16, "TexStat-v1"),
                 Score(0.95, 0.75, 0.99, 20, "TexStat-v1"),
@@ -255,13 +281,13 @@ def test_only_what_an_interval_decides_is_set_in_bold(page: Path) -> None:
 
 def test_what_is_at_the_base_or_at_chance_is_not_bold(store: ImageStore, tmp_path: Path) -> None:
     scores = {
-        "adherence": Score(0.52, 0.3, 0.7, 40, "TexStat-v1", "", 0.5),
+        "right_caption": Score(0.52, 0.3, 0.7, 40, "TexStat-v1", "", 0.5),
         "drift": Score(0.0, 0.0, 0.0, 40, "U-Net"),
         "drift_unrelated": Score(0.31, 0.2, 0.4, 40, "U-Net"),
         "paired": Score(0.021, 0.0, 0.04, 40, "TexStat-v1"),
         "class_coverage": Score(0.66, 0.6, 0.7, 40, "TexStat-v1"),  # beside nothing
     }
-    learnt = {"adherence": Score(0.92, 0.8, 0.97, 40, "TexStat-v1", "", 0.5)}
+    learnt = {"right_caption": Score(0.92, 0.8, 0.97, 40, "TexStat-v1", "", 0.5)}
     result = replace(_result(), measured=(Measured(1, 0, scores), Measured(2, 0, learnt)))
     text = write_page(result, store, tmp_path / "bold.html").read_text("utf-8")
     found = {value: kind for kind, value in re.findall(r'class="(sure|unsure)"[^>]*>([\d.]+)<small>', text)}
@@ -269,11 +295,31 @@ def test_what_is_at_the_base_or_at_chance_is_not_bold(store: ImageStore, tmp_pat
     assert (sure, set(found) - sure) == ({"0.31", "0.92"}, {"0.52", "0", "0.021", "0.66"})
 
 
+def test_it_leads_with_pictures_and_the_rung_and_only_a_high_rung_is_green(page: Path) -> None:
+    text = page.read_text("utf-8")
+    verdict = text.partition('<section id="verdict">')[2].partition("</section>")[0]
+    assert verdict.index('class="overview"') < verdict.index('class="rung good"') < verdict.index('class="rung bad"')
+    first, second = verdict.split("<article")[1:]
+    shown = [_Elements(f"<article{each}").text for each in (first, second)]
+    assert "3 of 4: overlapping" in shown[0]
+    assert "1 of 4: moved" in shown[1]
+    assert "Train longer." in shown[1]
+    assert first.count('class="reached"') == 4
+    assert second.count('class="reached"') == 2
+    tones = [re.findall(r'<dt class="(\w+)"', each) for each in (first, second)]
+    assert tones == [["good", "bad", "good"], ["bad", "bad", "open", "open"]]
+
+
+def test_copies_of_a_run_that_draws_nothing_near_the_data_cannot_be_judged(page: Path) -> None:
+    copies = page.read_text("utf-8").partition('<section id="copies">')[2].partition("</section>")[0]
+    assert "Cannot be judged for <b>db</b>: nothing drawn is near the data" in _Elements(copies).text
+
+
 def test_the_scores_lie_beside_it(page: Path) -> None:
     lines = page.with_name("scores.csv").read_text("utf-8").splitlines()
     assert lines[0].startswith("model,sampler,measure,value,low,high,num_images")
     assert any(line.startswith('lora @20,"own, 20 steps, guidance 3",skill,0.7,') for line in lines)
-    assert len(lines) == 1 + 3 * 6
+    assert len(lines) == 1 + 3 * 7
 
 
 @given(st.recursive(st.text() | st.none() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
@@ -369,11 +415,13 @@ def test_classes_named_are_numbers_in_a_table_beside_real_images(page: Path) -> 
         ("share right", "88", "7"),
         ("share", "12", "1"),
         ("share", "0", "0"),
-        ("share right", "100", "8"),
+        ("share", "0", "0"),
+        ("share right", "80", "8"),
+        ("share", "20", "2"),  # none of these
     ]
     assert ">9 of 10<" in table
     assert (
-        "right on 0.94 [0.70, 0.99] of 16 generated images, 0.95 [0.75, 0.99] of 20"
+        "right on 0.94 [0.70, 0.99] of 18 generated images, 0.95 [0.75, 0.99] of 20"
         in _Elements(page.read_text("utf-8")).text
     )
 
@@ -586,7 +634,7 @@ def test_the_page_speaks_french_and_remembers_it(tab: Any) -> None:
     assert tab.locator("#numbers h2").inner_text() == "Mesures"
     assert tab.evaluate("document.documentElement.lang") == "fr"
     assert _headers(tab) == ["prompt", "graine 0", "graine 1", "graine 2"]
-    assert tab.locator(".scores tbody th[scope=row]").first.inner_text().startswith("gain ↑")
+    assert tab.locator(".scores tbody th[scope=row]").nth(1).inner_text().startswith("gain ↑")
     assert "apprentissage\N{NO-BREAK SPACE}: gain →" in tab.locator("#numbers .chart .title").all_text_contents()
     assert "graine 2 · dérive 0.60" in tab.locator("#drifted figcaption").last.inner_text()
     assert tab.locator(".overview img").get_attribute("alt").startswith("un rang d'images")

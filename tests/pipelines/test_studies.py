@@ -247,7 +247,7 @@ def _found(
                 "scores": {
                     "skill": _score(skill, "" if skill else "as near as the base"),
                     "prior": _score([0.40, 0.41, 0.20, 0.21][place]),
-                    "adherence": _score(None, "one word"),
+                    "right_caption": _score(None, "one word"),
                 },
             }
             for place, skill in enumerate(skills)
@@ -263,8 +263,8 @@ def test_a_summary_has_a_row_for_each_method_with_its_cost(tmp_path: Path) -> No
     assert (first.method, first.cpu_minutes, first.artefact_mb, first.trained) == ("lora", 4.5, "3.7", "968,832")
     assert first.scores["skill"].value == pytest.approx(0.81)
     assert second.scores["skill"].value == pytest.approx(0.41)
-    assert first.scores["adherence"] is None
-    assert first.why["adherence"] == "one word"
+    assert first.scores["right_caption"] is None
+    assert first.why["right_caption"] == "one word"
     assert first.num_seeds == 2
     assert set(first.scores) == set(MEASURES)
     assert {(d.measure, d.higher) for d in summary.differences} == {("skill", "lora"), ("prior", "lora")}
@@ -320,7 +320,7 @@ def test_claims_are_judged_by_the_trainings_and_shown(tmp_path: Path) -> None:
 def test_table_and_page_say_the_same_and_no_name_becomes_markup(tmp_path: Path) -> None:
     study, summary = _found(tmp_path)
     table = markdown(summary)
-    assert "| lora | 0.81 [0.68, 0.94] | – |" in table
+    assert "0.81 [0.68, 0.94] | – |" in table
     assert "skill: 1 of 1 pairs decided: lora above" in table
     page = html(study, summary, {"sf_dry": "evaluations/sf_dry/index.html"}, {"command": "x <script>alert(1)</script>"})
     assert "0.81 [0.68, 0.94]" in page

@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from data.exits import exit_code
 from data.tif.writer import write_stack
+from pipelines import compare
 from pipelines.evaluate_prompts import main as evaluate
 from pipelines.generate import main as generate
 from tests.pipelines.test_extractors import saved
@@ -111,16 +112,39 @@ def test_the_base_and_every_state_are_drawn_and_measured(evaluation: Path) -> No
     scores = {measured["model"]: measured["scores"] for measured in result["measured"]}
     assert set(scores) == {1, 2, 3}
     for of_model in scores.values():
-        assert {"skill", "adherence", "drift", "drift_class", "paired", "prior", "leak", "copy_auc", "vendi"} <= set(
-            of_model
-        )
+        known = {"rung", "times", "skill", "right_caption", "drift", "drift_class", "paired", "prior", "leak", "vendi"}
+        assert known | {"copy_auc"} <= set(of_model)
         assert "drift_related" not in of_model
-        assert of_model["skill"]["words"].startswith("no verdict")  # four images of a caption
+        assert of_model["rung"]["words"].startswith("Cannot be judged: 4 pictures of a caption")
+        assert of_model["skill"]["value"] is None
         assert of_model["drift"]["low"] <= of_model["drift"]["value"] <= of_model["drift"]["high"]
     assert scores[1]["drift"]["value"] > 0
     assert scores[1]["drift"]["value"] != scores[3]["drift"]["value"]
     assert {one["name"] for one in result["described"]}
     assert [copy["ncc"] for copy in result["copied"]] == sorted((c["ncc"] for c in result["copied"]), reverse=True)
+
+
+def test_compare_says_the_same_digit_for_digit(run: Path, tmp_path: Path) -> None:
+    prompts, folder = tmp_path / "same.yaml", tmp_path / "evaluation"
+    rings = dict(zip(("class", "related", "unrelated"), ([text] for text in compare.RINGS), strict=True))
+    prompts.write_text(json.dumps({"sets": {"learnt": ["{caption}"]}, "rings": rings}))
+    evaluate(
+        ["--adapter", str(run), "--prompts", str(prompts), "--output_dir", str(folder), "--steps=1", "--seeds=0-9"]
+    )
+    more = ["--num_images", "10", "--num_inference_steps", "1", "--output_dir", str(tmp_path / "compare")]
+    compare.main(["--adapter", str(run), *more])
+    result = _result(folder)
+    (scores,) = (measured["scores"] for measured in result["measured"])
+    said = json.loads((tmp_path / "compare" / "scores.json").read_text())
+    (verdict,) = result["verdicts"]
+    for name in ("rung", "words", "advice"):
+        assert said["verdict"][name] == verdict[{"words": "learnt"}.get(name, name)]
+    pairs = {"times": "times_drawn", "right_caption": "right_caption", "skill": "skill", "told": "told"}
+    for name, other in (pairs | {name: name for name in ("density", "coverage")}).items():
+        for number in ("value", "low", "high"):
+            assert scores[name][number] == (said[other] or {number: None})[number], name
+    for name in ("drift", "drift_unrelated", "prior"):
+        assert scores[name] == said["forgetting"][name]
 
 
 def test_a_state_is_chosen_by_other_held_out_images_than_are_reported(evaluation: Path) -> None:

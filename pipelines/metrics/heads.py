@@ -1,7 +1,4 @@
-"""Whether images show what their prompts say, by classifiers fitted on the user's own labelled real images.
-
-A classifier errs on real images, too: what is told is its accuracy on generated images over that on held-out real ones.
-"""
+"""Classifiers fitted on labelled real images: which class, how evenly classes are drawn, where a concept leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from data.errors import DataError
 from data.randomness import generator
 from pipelines.metrics.classifiers import Classifier, NearestCentroid, NearestNeighbours, ShrinkageLDA
 from pipelines.metrics.distances import Estimate, bootstrap_interval
-from pipelines.metrics.estimates import ratio, share, written
+from pipelines.metrics.estimates import share, written
 from pipelines.metrics.inputs import check_widths, checked_features
 
 
@@ -36,20 +33,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier of one attribute, with how well it names real images that it was not fitted on.
+    """A classifier of one attribute: the best of several on real images that it was not fitted on.
 
-    kind: which classifier was the best. real: bool (N,), right on each held-out image. real_labels: (N,), what these
-    are. real_entropy: of its posterior on these, (N,), 0 (certain) to 1 (all classes alike). candidates: balanced
-    accuracy of every kind on held-out images.
+    kind: which one it is. candidates: balanced accuracy of every kind on held-out images.
     """
 
-    attribute: str
     kind: str
     classifier: Classifier
     candidates: Mapping[str, float]
-    real: np.ndarray
-    real_labels: np.ndarray
-    real_entropy: np.ndarray
     extractor_id: str
 
     @property
@@ -62,7 +53,6 @@ def fit_head(attribute: str, training: Labelled, held_out: Labelled, *, extracto
     """Return the classifier of an attribute that errs least on held-out real images.
 
     Candidates, the first at a tie: linear discriminants with shrinkage, nearest centroid, three nearest neighbours.
-    The best of three on the images it is then judged by is a little optimistic, which makes the ratio to it cautious.
     Raises DataError for one class only, a held-out label that is not among the training labels, and bad features.
     """
     known, asked = np.unique(training.labels), np.unique(held_out.labels)
@@ -86,107 +76,10 @@ def fit_head(attribute: str, training: Labelled, held_out: Labelled, *, extracto
     candidates = {name: _balanced(hits, held_out.labels) for name, hits in right.items()}
     kind = max(candidates, key=lambda name: candidates[name])
     return Head(
-        attribute=attribute,
         kind=kind,
         classifier=fitted[kind],
         candidates=candidates,
-        real=right[kind],
-        real_labels=held_out.labels,
-        real_entropy=posterior_entropy(fitted[kind].posterior(judged)),
         extractor_id=extractor_id,
-    )
-
-
-@dataclass(frozen=True)
-class Adherence:
-    """How often a classifier names the attribute that the prompt asked for.
-
-    accuracy, real_accuracy: on generated and on held-out real images, the mean over the labels that were asked for,
-    which count alike however many images each has. ratio: of the two; None where the classifier names hardly any real
-    image. confusion: (K, K), rows asked for, columns named. entropy, real_entropy: mean of the
-    posterior's, 0 to 1.
-    """
-
-    attribute: str
-    classes: tuple[str, ...]
-    kind: str
-    accuracy: Estimate
-    real_accuracy: Estimate
-    ratio: Estimate | None
-    confusion: np.ndarray
-    entropy: Estimate
-    real_entropy: Estimate
-    extractor_id: str
-
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """What to print beside the numbers; () where there is nothing to warn of."""
-        chance = 1 / len(self.classes)
-        if self.real_accuracy.low <= chance:
-            named, left = self.real_accuracy.value, self.real_accuracy.num_images
-            return (f"the classifier names {named:.0%} of {left} real images, which chance may do ({chance:.0%})",)
-        return ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
-        return {
-            "attribute": self.attribute,
-            "classes": list(self.classes),
-            "classifier": self.kind,
-            "accuracy": written(self.accuracy),
-            "real_accuracy": written(self.real_accuracy),
-            "ratio": written(self.ratio),
-            "confusion": self.confusion.tolist(),
-            "entropy": written(self.entropy),
-            "real_entropy": written(self.real_entropy),
-            "extractor": self.extractor_id,
-            "caveats": list(self.caveats),
-        }
-
-
-def adherence(head: Head, generated: Labelled, *, seed: int = 0) -> Adherence:
-    """Return how the head names generated images against the labels that their prompts ask for.
-
-    Raises DataError for labels that the head does not know and bad features.
-    """
-    features = checked_features(generated.features, f"generated images of {head.attribute}")
-    unknown = sorted(set(np.unique(generated.labels).tolist()) - set(head.classes))
-    if unknown:
-        raise DataError(
-            f"prompts of {head.attribute}",
-            f"ask for {', '.join(unknown)}; real images are of {', '.join(head.classes)}.",
-        )
-    named = head.classifier.predict(features)
-    confusion = (generated.labels[:, None] == head.classifier.labels).T.astype(np.int64) @ (
-        named[:, None] == head.classifier.labels
-    )
-    asked = np.unique(generated.labels)
-    accuracy = balanced_accuracy(named == generated.labels, generated.labels, asked, seed, "generated accuracy")
-    real_accuracy = balanced_accuracy(head.real, head.real_labels, asked, seed, "real accuracy")
-    return Adherence(
-        attribute=head.attribute,
-        classes=head.classes,
-        kind=head.kind,
-        accuracy=accuracy,
-        real_accuracy=real_accuracy,
-        ratio=ratio(accuracy, real_accuracy),
-        confusion=confusion,
-        entropy=_mean(posterior_entropy(head.classifier.posterior(features)), seed),
-        real_entropy=_mean(head.real_entropy, seed),
-        extractor_id=head.extractor_id,
-    )
-
-
-def balanced_accuracy(hits: np.ndarray, labels: np.ndarray, of: np.ndarray, seed: int, purpose: str) -> Estimate:
-    """Return the mean over labels of the share of hits among the images of each; see `estimates.share`.
-
-    hits: bool (N,). labels: (N,). of: the labels that count, those without an image left out.
-    """
-    found = [
-        share(hits[labels == label], seed=seed, purpose=f"{purpose} of {label}") for label in of if label in labels
-    ]
-    return Estimate(
-        float(np.mean([each.value for each in found])), np.mean([each.draws for each in found], axis=0), len(hits)
     )
 
 
