@@ -168,12 +168,12 @@ def test_checkpoints_and_tables(trap: bytes, fired: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".pkl", ".pickle", ".npy"])
 def test_datasets(ending: str, trap: bytes, fired: Path, tmp_path: Path) -> None:
-    from data.hub_images import hub_images
+    from data.hub_images import survey_rows
 
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / f"train{ending}").write_bytes(trap)
-    _refused(lambda: hub_images(str(folder), None, "train", "image", "text", None), fired)
+    _refused(lambda: survey_rows(str(folder), None, "train", "image", "text", None), fired)
 
 
 def test_code_beside_a_model_is_not_run(fired: Path, tmp_path: Path, tiny_base_dir: Path) -> None:

@@ -13,6 +13,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from data.dataset import ConceptDataset, Dataset
+from data.freed_memory import return_freed_memory
 from data.progress import Progress
 from data.wording import RewordedDataset, Wording
 from finetune.core.concept_images import ConceptImages
@@ -239,6 +240,7 @@ def encoded_ahead(
             frozen.append("text_encoder")
         if components.folder is not None:
             release(components, frozen)
+            return_freed_memory()  # of the encoding, or it would come on top of what a step takes
         store.prune()
         return {"encoded": store.num_made - made, "found_encoded": store.num_found - found}
 

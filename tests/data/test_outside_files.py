@@ -149,14 +149,14 @@ def rows(folder: Path) -> Callable[[str], Path]:
 def test_a_row_that_names_a_file_outside_of_its_dataset_is_refused(
     path: str, rows: Callable[[str], Path], folder: Path
 ) -> None:
-    from data.hub_images import hub_images
+    from data.hub_images import survey_rows
 
     named = folder.parent / "outside" / "private.png"
     place = rows(str(named) if path == "outside" else str(folder / path))
-    (image,) = hub_images(str(place), None, "train", "image", "text", None)
+    (image,) = survey_rows(str(place), None, "train", "image", "text", None).images
     with pytest.raises(DataError, match=r"train\[0\]: names the file .*private\.png, which is no part of the dataset"):
         image.content()
-    (image,) = hub_images(str(place), None, "train", "image", "text", None, allow_outside_files=True)
+    (image,) = survey_rows(str(place), None, "train", "image", "text", None, allow_outside_files=True).images
     assert image.content() == named.read_bytes()
     source = ImageSource(dataset_name=str(place), resolution=16)
     with pytest.raises(DataError, match="which is no part of the dataset"):
@@ -164,9 +164,9 @@ def test_a_row_that_names_a_file_outside_of_its_dataset_is_refused(
 
 
 def test_a_row_that_names_a_file_of_its_dataset_is_taken(folder: Path) -> None:
-    from data.hub_images import hub_images
+    from data.hub_images import survey_rows
 
     lines = [{"file_name": f"red/{number}.png", "text": "a texture"} for number in range(6)]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    images = hub_images(str(folder), None, "train", "image", "text", None)
+    images = survey_rows(str(folder), None, "train", "image", "text", None).images
     assert sorted(image.content() for image in images) == sorted(p.read_bytes() for p in (folder / "red").iterdir())

@@ -234,11 +234,12 @@ def test_a_closed_terminal_stops_a_run_unless_it_was_started_with_nohup(tmp_path
     def hang_up() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
 
-    with pytest.raises(Stopped) as caught:
-        _train(tmp_path / "a", at=4, reading=hang_up)
-    assert caught.value.exit_code == 129
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started with nohup
     try:
+        with pytest.raises(Stopped) as caught:
+            _train(tmp_path / "a", at=4, reading=hang_up)
+        assert caught.value.exit_code == 129
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         _train(tmp_path / "b", at=4, reading=hang_up)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -296,7 +297,12 @@ def test_a_run_that_waits_in_a_library_is_ended_by_a_second_request(tmp_path: Pa
 def test_a_signal_to_every_process_of_a_run_ends_with_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     """A terminal, torchrun and job schedulers send it so; the images of the step are far from all read."""
     long = {"gradient_accumulation_steps": 200, "max_train_steps": 1000, "validation_steps": 999}
-    process = _child(lambda: _train(tmp_path, dataloader_num_workers=2, **long))
+
+    def work() -> None:
+        signal.signal(number, signal.SIG_DFL)  # the tests may have been started with nohup
+        _train(tmp_path, dataloader_num_workers=2, **long)
+
+    process = _child(work)
     _wait_for(tmp_path / "metrics.jsonl", process)
     os.killpg(process.pid, number)
     process.join(timeout=60)

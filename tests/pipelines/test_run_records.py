@@ -19,7 +19,7 @@ from finetune.core.curves import draw_curves
 from finetune.core.loop import _restore
 from finetune.core.run import _run_id
 from finetune.core.tracking import Tracker
-from pipelines.compare import _read_run
+from pipelines.compare import _refuse_without_base
 from pipelines.diffusion.cells import Cell, Cells
 from pipelines.diffusion.pictures import open_pictures
 from pipelines.evaluation.states import AskedRun, checkpoint_records
@@ -111,7 +111,7 @@ def _copy(file: Path, target: Path) -> None:
 # who reads a file of a run, and which
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "resume": ("manifest.json", _resumed),
-    "compare": ("manifest.json", _read_run),
+    "compare": ("manifest.json", _refuse_without_base),
     "pictures of a pixel model": ("manifest.json", open_pictures),
     "manifest": ("manifest.json", read_manifest),
     "evaluation": ("manifest.json", lambda folder: AskedRun.read(folder, "run")),
