@@ -91,6 +91,7 @@ class Loader:
         finally:
             for worker in set(multiprocessing.active_children()) - self._others:
                 worker.kill()
+                worker.join(timeout=10)  # killed is not yet gone
 
 
 class _Positions(Dataset[_Group | FilrougeError]):
