@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,7 +64,14 @@ class Loader:
 
     def __next__(self) -> Batch:
         assert self._iterator is not None
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except (OSError, EOFError, RuntimeError) as error:
+            with _undisturbed():
+                ended = self._how_a_worker_ended()
+            if ended is not None:  # the error is of the connection over which it handed a batch
+                raise self._lost(ended) from error
+            raise
         if isinstance(batch, FilrougeError):
             raise batch
         self._taken += self._size
@@ -70,16 +80,33 @@ class Loader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_workers()
-        if isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)):
-            asked = self._positions[self._taken : self._taken + self._size]
-            where = f"positions {asked[0]} to {asked[-1]} of the run" if asked else "the end of the run"
-            raise DataError(
-                "--dataloader_num_workers",
-                f"a process that reads images has ended or answers no more ({str(error).partition(chr(10))[0].strip()})"
-                f"; the images were wanted for {where}. It may have been killed for its memory: try fewer of them, or "
-                "0, which reads in the training process.",
-            ) from error
+        found: str | None = None
+        with _undisturbed():
+            if isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)):
+                found = self._how_a_worker_ended() or str(error).partition("\n")[0].strip()
+            self._end_workers()
+        if found is not None:
+            raise self._lost(found) from error
+
+    def _how_a_worker_ended(self) -> str | None:
+        """Return how one of the worker processes ended, or None where all of them are alive."""
+        workers = getattr(self._iterator, "_workers", ())
+        for process in workers:
+            process.join(timeout=1 / len(workers))  # its connection closes a moment before it is gone
+            if process.exitcode is not None and process.exitcode < 0:
+                return f"killed by signal: {signal.strsignal(-process.exitcode)}"
+            if process.exitcode is not None:
+                return f"exited unexpectedly with code {process.exitcode}"
+        return None
+
+    def _lost(self, found: str) -> DataError:
+        asked = self._positions[self._taken : self._taken + self._size]
+        where = f"positions {asked[0]} to {asked[-1]} of the run" if asked else "the end of the run"
+        return DataError(
+            "--dataloader_num_workers",
+            f"a process that reads images has ended or answers no more ({found}); the images were wanted for {where}. "
+            "It may have been killed for its memory: try fewer of them, or 0, which reads in the training process.",
+        )
 
     def _end_workers(self) -> None:
         """End the worker processes: in peace, or by force where they do not answer, as they take no signals."""
@@ -92,6 +119,19 @@ class Loader:
             for worker in set(multiprocessing.active_children()) - self._others:
                 worker.kill()
                 worker.join(timeout=10)  # killed is not yet gone
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep away torch's handler, which raises whenever a worker ends, while workers are looked at and ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Positions(Dataset[_Group | FilrougeError]):
